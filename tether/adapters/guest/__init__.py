@@ -1,0 +1,1 @@
+"""The guest: libvirt domains, their disks and their secrets."""

@@ -1,0 +1,207 @@
+"""What tether asks of libvirt: the types and the protocol.
+
+Names are libvirt's own: domain, alias, target, bus, address, managed save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from tether.sealed import Sealed
+
+
+class Scope(StrEnum):
+    """Which of a domain's two definitions a verb works on."""
+
+    PERSISTENT = "persistent"
+    LIVE = "live"
+
+
+class Power(StrEnum):
+    """A domain's state, as far as it matters here."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTOFF = "shutoff"
+    CRASHED = "crashed"
+
+
+class Unplugged(StrEnum):
+    """How a live unplug ended.
+
+    REMOVED: the disk is proven to have left the live definition.
+    REFUSED: DEVICE_REMOVAL_FAILED arrived; the disk stays and no request is pending.
+    PENDING: no answer within the limits; the request stays in QEMU and may be carried out at the next reset.
+    """
+
+    REMOVED = "removed"
+    REFUSED = "refused"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestIdentity:
+    """Which libvirt this is; a job keeps it, and is only resumed under the same one.
+
+    Args:
+        uri: the connection's URI, without credentials.
+        host_uuid: the UUID in the host capabilities.
+    """
+
+    uri: str
+    host_uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One ``<disk>`` of one definition.
+
+    Args:
+        target: ``vda``, ``sdb``, …
+        source: what is opened: a path, ``iqn…/1`` or ``pool/image``; empty for an empty CD-ROM drive.
+        source_type: the disk's ``type``: block, file, network, volume, …
+        address: the ``<address>`` element's attributes, or empty if libvirt has not given one.
+        xml: the element itself as text; holds no secret.
+    """
+
+    target: str
+    bus: str
+    alias: str = ""
+    serial: str = ""
+    source: str = ""
+    source_type: str = ""
+    device: str = "disk"
+    readonly: bool = False
+    shareable: bool = False
+    address: Mapping[str, str] = field(default_factory=dict)
+    xml: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One ``<controller>``: type ``pci``, ``scsi``, ``sata``, …; model ``pcie-root-port``, ``virtio-scsi``."""
+
+    type: str
+    model: str
+    index: int
+    address: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One of a domain's two definitions, read from its XML.
+
+    Args:
+        machine: the machine type, such as ``pc-q35-7.2``.
+        addresses: every ``<address>`` in it, controllers' and other devices' included.
+        marks: volume id -> job id of tether's marks in the domain's metadata.
+        nova: True if Nova's metadata element is there: Nova manages this server.
+    """
+
+    machine: str
+    disks: tuple[Disk, ...]
+    controllers: tuple[Controller, ...]
+    addresses: tuple[Mapping[str, str], ...]
+    marks: Mapping[str, str] = field(default_factory=dict)
+    nova: bool = False
+
+    def disk(self, volume_id: str) -> Disk | None:
+        """Return the disk that carries tether's alias for the volume, or None."""
+        return next((disk for disk in self.disks if disk.alias == alias_of(volume_id)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A domain as it was a moment ago.
+
+    Args:
+        live: None unless the domain runs, is paused or has crashed with its process kept.
+        persistent: None for a transient domain.
+        managed_save: a saved memory image exists, which would bring its own disks back at the next start.
+        migrating: a migration job runs.
+        memory_snapshots: names of snapshots with memory, each with the targets of the disks it holds.
+    """
+
+    uuid: str
+    name: str
+    power: Power
+    live: Definition | None
+    persistent: Definition | None
+    managed_save: bool = False
+    migrating: bool = False
+    memory_snapshots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def definition(self, scope: Scope) -> Definition | None:
+        """Return the definition of one scope."""
+        return self.live if scope is Scope.LIVE else self.persistent
+
+
+@dataclass(frozen=True, slots=True)
+class SecretUse:
+    """What a libvirt secret is for.
+
+    Args:
+        kind: ``iscsi`` (CHAP; usage target) or ``volume`` (a LUKS passphrase).
+        usage: the volume id.
+    """
+
+    kind: str
+    usage: str
+
+
+class Guest(Protocol):
+    """The verbs tether needs.
+
+    Every method may raise ``UncertainError`` (libvirtd or QEMU unreachable, time-out, monitor lost),
+    ``NotFound`` (no such domain), ``FinalError`` (refused: it surely did not happen).
+    """
+
+    def identity(self) -> GuestIdentity:
+        """Return which libvirt this is."""
+
+    def find_server(self, name_or_uuid: str) -> Server:
+        """Return the domain with this UUID, or with this name."""
+
+    def show_server(self, uuid: str) -> Server:
+        """Return the domain."""
+
+    def list_servers(self) -> list[Server]:
+        """Return every domain of this libvirt."""
+
+    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str) -> None:
+        """Put tether's mark for the volume into one definition's metadata.
+
+        It is read-modify-write of one element: hold the server's lease.
+        """
+
+    def unmark(self, uuid: str, scope: Scope, volume_id: str) -> None:
+        """Take the mark out; the last one takes the element with it. Repeatable."""
+
+    def plug(self, uuid: str, scope: Scope, disk_xml: str) -> None:
+        """Attach the disk to one definition (attachDeviceFlags)."""
+
+    def unplug(self, uuid: str, scope: Scope, alias: str) -> Unplugged:
+        """Detach the disk with this alias from one definition and wait for the proof.
+
+        Live: detachDeviceAlias, then DEVICE_REMOVED or DEVICE_REMOVAL_FAILED, then the XML, repeated up to
+        the configured attempts and time-out (Nova's ``device_detach_attempts`` and ``device_detach_timeout``).
+        A disk that is not there, or a domain that no longer runs, is REMOVED. ``UncertainError`` is raised only
+        where nothing can be read back.
+        """
+
+    def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
+        """Define the secret if it is absent, and set its value anew."""
+
+    def has_secret(self, use: SecretUse) -> bool:
+        """Return True if the secret is defined."""
+
+    def undefine_secret(self, use: SecretUse) -> None:
+        """Remove the secret. Repeatable."""
+
+
+def alias_of(volume_id: str) -> str:
+    """Return the user alias of the volume's disk: ``ua-`` and the id, as Nova has it since 2023.2."""
+    return f"ua-{volume_id}"

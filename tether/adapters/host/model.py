@@ -1,0 +1,110 @@
+"""What tether asks of the host: the types and the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tether.adapters.cinder.model import Connection, Connector, Encryption
+from tether.sealed import Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """Which machine this is; a job keeps it, and is only resumed on the same one.
+
+    Args:
+        machine_id: ``/etc/machine-id``.
+        boot_id: ``/proc/sys/kernel/random/boot_id``; changes with every boot.
+        initiator: the iSCSI initiator name (IQN), or empty.
+        nqn: the NVMe host name, or empty.
+    """
+
+    name: str
+    machine_id: str
+    boot_id: str
+    initiator: str = ""
+    nqn: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A volume's device on this host.
+
+    Args:
+        link: tether's own link, ``/run/tether/volumes/<volume id>``: the only path a guest's XML names.
+        path: what the link points to now: ``/dev/sda``, ``/dev/dm-2``, a file of an NFS mount.
+        kind: ``block`` or ``file``.
+        size: in bytes.
+        identity: WWID, NGUID or the like as the device itself reports it, equal on all its paths; empty
+            where the device has none.
+        identities_differ: True if its paths do not all report the same identity.
+        open_count: how many processes and maps besides tether's own hold it open.
+    """
+
+    link: str
+    path: str
+    kind: str = "block"
+    size: int = 0
+    identity: str = ""
+    identities_differ: bool = False
+    open_count: int = 0
+
+
+class Host(Protocol):
+    """The verbs tether needs.
+
+    Every method may raise ``UncertainError`` (time limit, a killed helper), ``FinalError`` (refused, and
+    nothing is left of the attempt) or ``ConfigError`` (the host lacks what it needs).
+    """
+
+    def identity(self) -> HostIdentity:
+        """Return which machine this is."""
+
+    def connector(self) -> Connector:
+        """Return the connector properties that Cinder exports the volume to."""
+
+    def connect(self, volume_id: str, connection: Connection) -> Device:
+        """Log in, find the device, and make tether's link. Repeatable: connecting again is harmless."""
+
+    def find(self, volume_id: str) -> Device | None:
+        """Return the device behind tether's link, or None if there is no link, or nothing behind it."""
+
+    def disconnect(self, volume_id: str, connection: Connection) -> None:
+        """Log out and remove tether's link. Repeatable; works without the result of :meth:`connect`."""
+
+    def residue(self, volume_id: str, connection: Connection) -> list[str]:
+        """Return what of the volume is left here, a line each: session, node record, disk, map, dm-crypt, link.
+
+        An empty list is the proof that the host is clean: the reader has looked at every place.
+        """
+
+    def expected_identity(self, connection: Connection) -> str:
+        """Return the WWID or NGUID that the connection info itself names, or empty where it names none."""
+
+    def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
+        """Open dm-crypt over the volume's device, re-point tether's link at it. Repeatable."""
+
+    def encryption_open(self, volume_id: str) -> bool:
+        """Return True if this volume's dm-crypt mapping (by name and UUID) is there."""
+
+    def close_encryption(self, volume_id: str) -> None:
+        """Close the mapping and point the link back at the plain device. Repeatable."""
+
+
+class Keys(Protocol):
+    """Where passphrases of encrypted volumes come from: castellan, or the simulated world."""
+
+    def passphrase(self, encryption: Encryption) -> Sealed[str]:
+        """Return the passphrase for the volume's key; ``NotFound`` or ``UncertainError`` otherwise."""
+
+
+def as_json(device: Device) -> dict[str, Any]:
+    """Return the device as JSON-ready data."""
+    return {name: getattr(device, name) for name in Device.__slots__}
+
+
+def from_json(data: Mapping[str, Any]) -> Device:
+    """Return the device that :func:`as_json` wrote."""
+    return Device(**data)

@@ -1,0 +1,1 @@
+"""Reads the five books about a volume and a server."""

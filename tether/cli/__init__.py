@@ -1,0 +1,1 @@
+"""The command line: cliff commands, a module per noun; nothing but parsing, printing and exit codes."""

@@ -1,0 +1,1 @@
+"""The graph flows, and the registry that builds them."""

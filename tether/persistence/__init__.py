@@ -1,0 +1,1 @@
+"""What is durable: the logbook, the ledger, leases and migrations."""

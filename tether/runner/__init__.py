@@ -1,0 +1,1 @@
+"""Runs, resumes and aborts a job."""

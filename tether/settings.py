@@ -1,0 +1,170 @@
+"""Settings: oslo.config at the edge, one frozen dataclass inside.
+
+Names and defaults are Nova's or os-brick's where they have one (see each option's help). ``oslo_config``
+is imported only when a file or an option list is needed, so that ``tether --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tether.errors import ConfigError
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+DEFAULT_DATABASE = "sqlite:////var/lib/tether/tether.sqlite"
+DEFAULT_CONFIG_FILE = Path("/etc/tether/tether.conf")
+
+
+def _option(section: str, default: Any, help: str, **extra: Any) -> Any:
+    """Declare one setting: where it lives in the file, its default, and what it is for."""
+    return field(default=default, metadata={"section": section, "help": help, **extra})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set. Times are seconds."""
+
+    database: str = _option(
+        "DEFAULT", DEFAULT_DATABASE, "Where jobs and mappings are kept: an SQLAlchemy URL, SQLite or PostgreSQL."
+    )
+    run_dir: str = _option("DEFAULT", "/run/tether", "Where links to connected volumes are made.")
+    data_path: str = _option(
+        "DEFAULT",
+        "host",
+        "How data reach the guest: 'host' (os-brick gives a device) or 'network' (QEMU connects by itself).",
+        choices=("host", "network"),
+    )
+    wait: float = _option("DEFAULT", 30.0, "How long to wait for another runner's lease on a server.")
+    lease_ttl: float = _option("DEFAULT", 30.0, "A lease is renewed every third of this, and lapses after it.")
+    step_retry_time: float = _option(
+        "DEFAULT", 60.0, "How long a step past its pivot, or an undo, is tried again before the job is blocked."
+    )
+    retry_interval: float = _option("DEFAULT", 1.0, "The pause between two tries; it doubles up to ten times.")
+
+    os_cloud: str = _option("cinder", "", "The cloud in clouds.yaml; empty: OS_CLOUD and OS_* of the environment.")
+    endpoint_override: str = _option(
+        "cinder",
+        "",
+        "Cinder's URL for a lab without Keystone (auth_strategy noauth), such as http://127.0.0.1:8776/v3.",
+    )
+    noauth_user: str = _option("cinder", "admin", "The user of the noauth token.")
+    noauth_project: str = _option(
+        "cinder", "0123456789abcdef0123456789abcdef", "The project of the noauth token: hexadecimal."
+    )
+    send_service_user_token: bool = _option(
+        "cinder",
+        False,
+        "Send a service token with every call (Nova's [service_user] option), so that Cinder lets tether delete an"
+        " attachment that has an owner (CVE-2023-2088).",
+    )
+    service_cloud: str = _option("cinder", "", "The cloud in clouds.yaml whose user has the 'service' role.")
+    owner_mark: str = _option(
+        "cinder",
+        "auto",
+        "Whether attachments carry tether's owner mark: 'auto' (only with a service token), 'on' (a Nova answers 404"
+        " for unknown servers), 'off'.",
+        choices=("auto", "on", "off"),
+    )
+    dialect: str = _option(
+        "cinder",
+        "auto",
+        "The API dialect: 'attachments' (3.44 and later), 'legacy', or 'auto'.",
+        choices=("auto", "attachments", "legacy"),
+    )
+    request_timeout: float = _option("cinder", 90.0, "A call to Cinder without an answer is uncertain after this.")
+    rpc_response_timeout: float = _option(
+        "cinder", 60.0, "Cinder's own rpc_response_timeout: it may finish a call by itself until then."
+    )
+    settle_margin: float = _option("cinder", 10.0, "Added to rpc_response_timeout: the settle time.")
+    availability_zone: str = _option("cinder", "", "This host's zone; used where cross_az_attach is off.")
+    cross_az_attach: bool = _option("cinder", True, "Allow volumes of another zone (Nova's [cinder] option).")
+
+    libvirt_uri: str = _option("libvirt", "qemu:///system", "The libvirt connection.")
+    libvirt_timeout: float = _option("libvirt", 60.0, "A libvirt call without an answer is uncertain after this.")
+    libvirt_settle: float = _option(
+        "libvirt", 3.0, "How long a call of a runner that was killed may still be carried out by libvirtd."
+    )
+    device_detach_attempts: int = _option("libvirt", 8, "Live unplug requests before giving up (Nova's option).")
+    device_detach_timeout: float = _option("libvirt", 20.0, "The wait for each of them (Nova's option).")
+    disk_bus: str = _option(
+        "libvirt", "virtio", "The bus unless --bus says otherwise.", choices=("virtio", "scsi", "sata")
+    )
+    max_disk_devices_to_attach: int = _option("libvirt", -1, "Most disks of one guest; -1: no limit (Nova's option).")
+    disk_cachemode: str = _option("libvirt", "none", "cache= of the driver element; multiattach is always none.")
+    rbd_user: str = _option("libvirt", "", "Overrides the rbd user of the connection info (Nova's option).")
+    rbd_secret_uuid: str = _option("libvirt", "", "The host's libvirt secret for ceph (Nova's option).")
+
+    initiator_name: str = _option(
+        "host", "", "The iSCSI initiator name; empty: /etc/iscsi/initiatorname.iscsi. Names this host to Cinder."
+    )
+    my_ip: str = _option("host", "127.0.0.1", "This host's address on the storage network (Nova's my_ip).")
+    host_name: str = _option("host", "", "This host's name to Cinder; empty: the machine's.")
+    volume_use_multipath: bool = _option("host", False, "Connect over all portals (Nova's [libvirt] option).")
+    volume_enforce_multipath: bool = _option("host", False, "Refuse to connect without multipathd (Nova's option).")
+    num_volume_scan_tries: int = _option("host", 5, "Scan attempts for a new device (Nova's [libvirt] option).")
+    host_timeout: float = _option("host", 180.0, "os-brick's helper is ended after this.")
+    host_settle: float = _option("host", 5.0, "How long a killed helper's child commands may still act.")
+    lock_path: str = _option("host", "/var/lib/tether/locks", "os-brick's lock_path: Nova's and Cinder's on this host.")
+
+    @property
+    def settle_time(self) -> float:
+        """How long after an uncertain call Cinder may still carry it out."""
+        return self.rpc_response_timeout + self.settle_margin
+
+    def but(self, **changes: Any) -> Settings:
+        """Return a copy with some settings changed."""
+        return replace(self, **changes)
+
+
+def config_options() -> dict[str, list[cfg.Opt]]:
+    """Return every option by section, for oslo.config and its sample generator."""
+    from oslo_config import cfg
+
+    kinds: dict[type, Any] = {bool: cfg.BoolOpt, int: cfg.IntOpt, float: cfg.FloatOpt, str: cfg.StrOpt}
+    result: dict[str, list[cfg.Opt]] = {}
+    for item in fields(Settings):
+        extra = {"choices": list(item.metadata["choices"])} if "choices" in item.metadata else {}
+        option = kinds[type(item.default)](item.name, default=item.default, help=item.metadata["help"], **extra)
+        result.setdefault(item.metadata["section"], []).append(option)
+    return result
+
+
+def list_options() -> list[tuple[str, list[cfg.Opt]]]:
+    """Return what ``oslo-config-generator --namespace tether`` prints."""
+    return list(config_options().items())
+
+
+def load(config_file: str | None = None) -> Settings:
+    """Read the settings from a file, then from the environment (``OS_<SECTION>__<OPTION>``).
+
+    Args:
+        config_file: a path; None reads ``/etc/tether/tether.conf`` if that exists.
+
+    Raises:
+        ConfigError: the file is absent or broken, or a value does not fit.
+    """
+    from oslo_config import cfg
+
+    if config_file is not None and not Path(config_file).is_file():
+        raise ConfigError(f"there is no configuration file {config_file}", hint="give --config-file a file that exists")
+    files = [config_file] if config_file else [str(DEFAULT_CONFIG_FILE)] if DEFAULT_CONFIG_FILE.is_file() else []
+    conf = cfg.ConfigOpts()
+    options = config_options()
+    for section, members in options.items():
+        conf.register_opts(members, group=None if section == "DEFAULT" else section)
+    try:
+        conf([], project="tether", default_config_files=files)
+        values = {
+            option.name: conf[option.name] if section == "DEFAULT" else conf[section][option.name]
+            for section, members in options.items()
+            for option in members
+        }
+    except (cfg.Error, ValueError) as error:
+        raise ConfigError(
+            f"the configuration cannot be read: {error}", hint="correct the file that it names"
+        ) from error
+    return Settings(**values)

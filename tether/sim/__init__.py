@@ -1,0 +1,1 @@
+"""The embedded world: the same protocols over files in one directory."""

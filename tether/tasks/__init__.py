@@ -1,0 +1,1 @@
+"""One step per effect, each with its compensation."""
