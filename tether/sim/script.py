@@ -1,0 +1,119 @@
+"""Scripted failures of the embedded world: which call goes wrong, how, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from tether.errors import UsageError
+from tether.sim.store import Store
+
+#: What can be scripted for a call.
+ACTIONS = {
+    "fail": "refused: it does not happen (Cinder answers `status`, 400 unless said otherwise)",
+    "timeout": "it does not happen, and the caller sees a time-out",
+    "lost-reply": "it happens, and the caller sees a time-out",
+    "late": "the caller sees a time-out (Cinder: 500) at once, and it happens `seconds` later",
+    "slow": "it takes `seconds` longer",
+    "refuse": "guest.unplug_live only: the guest answers DEVICE_REMOVAL_FAILED",
+    "ignore": "guest.unplug_live only: the guest does not answer; the request stays until its next reset",
+}
+
+#: The calls that can be scripted: the verbs of the adapters' protocols.
+CALLS = (
+    *(
+        f"cinder.{verb}"
+        for verb in (
+            "show_volume",
+            "list_attachments",
+            "show_attachment",
+            "create_attachment",
+            "update_attachment",
+            "complete_attachment",
+            "delete_attachment",
+            "show_encryption",
+            "reserve",
+            "unreserve",
+            "initialize_connection",
+            "terminate_connection",
+            "attach",
+            "detach",
+            "begin_detaching",
+            "roll_detaching",
+        )
+    ),
+    *(f"host.{verb}" for verb in ("connect", "find", "disconnect", "open_encryption", "close_encryption")),
+    *(
+        f"guest.{verb}"
+        for verb in (
+            "show_server",
+            "plug_persistent",
+            "plug_live",
+            "unplug_persistent",
+            "unplug_live",
+            "mark",
+            "unmark",
+            "define_secret",
+            "undefine_secret",
+        )
+    ),
+)
+
+
+@dataclass
+class Scripted:
+    """One scripted failure.
+
+    Args:
+        call: one of :data:`CALLS`.
+        action: one of :data:`ACTIONS`.
+        times: how many calls it hits; -1 for all.
+        skip: how many calls pass before it starts.
+        seconds: for ``late`` and ``slow``.
+        status: the HTTP status of a ``fail`` of Cinder.
+    """
+
+    call: str
+    action: str
+    times: int = 1
+    skip: int = 0
+    seconds: float = 0.0
+    status: int = 400
+
+
+def add(store: Store, scripted: Scripted) -> None:
+    """Script a failure.
+
+    Raises:
+        UsageError: no such call or action.
+    """
+    if scripted.call not in CALLS:
+        raise UsageError(f"there is no call {scripted.call!r}", hint=f"one of: {', '.join(CALLS)}")
+    if scripted.action not in ACTIONS:
+        raise UsageError(f"there is no action {scripted.action!r}", hint=f"one of: {', '.join(ACTIONS)}")
+    with store.change("script") as book:
+        book.setdefault("failures", []).append(asdict(scripted))
+
+
+def take(store: Store, call: str) -> Scripted | None:
+    """Return what is scripted for this call, and use it up by one; None if it goes right."""
+    if not any(item["call"] == call for item in store.read("script").get("failures", [])):
+        return None
+    with store.change("script") as book:
+        for item in book["failures"]:
+            if item["call"] != call:
+                continue
+            if item["skip"]:
+                item["skip"] -= 1
+                return None
+            if item["times"] > 0:
+                item["times"] -= 1
+            scripted = Scripted(**item)
+            book["failures"] = [other for other in book["failures"] if other["times"]]
+            return scripted
+    return None
+
+
+def clear(store: Store) -> None:
+    """Forget all scripted failures."""
+    with store.change("script") as book:
+        book["failures"] = []

@@ -1,0 +1,65 @@
+"""The embedded world's memory: JSON books in one directory, which outlive a killed process.
+
+Layout of a world's directory::
+
+    cinder.json    volumes, attachments, encryption keys, and what Cinder has still to finish
+    host.json      the simulated machine: identity, devices, links, dm-crypt
+    guests/UUID/   persistent.xml, live.xml (only while it runs), state.json; guests/secrets.json
+    script.json    scripted failures that have not been used up
+    tether.sqlite  tether's own database, unless --database says otherwise
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Store:
+    """One world's directory.
+
+    Args:
+        directory: the world's directory; it must exist.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @contextmanager
+    def change(self, book: str) -> Iterator[dict[str, Any]]:
+        """Lock one book, yield its content, and save it whole unless the block raises.
+
+        The file is replaced in one step, so a process killed anywhere leaves the book as it was before or
+        as it is after.
+        """
+        with self._locked(book):
+            content = self._load(book)
+            yield content
+            write_whole(self.directory / f"{book}.json", json.dumps(content, indent=1, sort_keys=True))
+
+    def read(self, book: str) -> dict[str, Any]:
+        """Return a book's content."""
+        with self._locked(book):
+            return self._load(book)
+
+    def _load(self, book: str) -> dict[str, Any]:
+        path = self.directory / f"{book}.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    @contextmanager
+    def _locked(self, book: str) -> Iterator[None]:
+        with (self.directory / f".{book}.lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
