@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,4 +61,4 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
