@@ -1,0 +1,147 @@
+"""The database: an engine with the durability that the guarantee needs, and one border for its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+
+from tether.errors import ConfigError, UncertainError
+from tether.persistence import schema
+
+BUSY_TIMEOUT = 30.0
+"""Seconds that SQLite waits for another writer."""
+
+
+class Database:
+    """One database, SQLite or PostgreSQL.
+
+    Args:
+        url: an SQLAlchemy URL. SQLite gets WAL and ``synchronous=FULL``: an intent must outlive a power loss.
+
+    Raises:
+        ConfigError: the URL cannot be used, or the driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url: URL = make_url(url)
+            self.engine = _engine(self.url)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise ConfigError(
+                f"the database URL {_shown(url)} cannot be used: {error}",
+                hint="use sqlite:////path/to/file or postgresql+psycopg://… (pip install 'tether[postgresql]')",
+            ) from error
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection inside one transaction, committed at the end.
+
+        Raises:
+            UncertainError: the database does not answer; the transaction may or may not be there.
+        """
+        with self._translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection for reading, without a transaction of its own."""
+        with self._translated(), self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def check(self) -> None:
+        """Refuse a schema that this code does not know.
+
+        Raises:
+            ConfigError: there is no schema, an older or a newer one.
+        """
+        version = self.version()
+        if version == schema.HEAD:
+            return
+        if version is None:
+            raise ConfigError(
+                f"the database {self.shown} has no tether schema", hint="create it with: tether db upgrade"
+            )
+        if version < schema.HEAD:
+            raise ConfigError(
+                f"the database {self.shown} has schema {version}, this tether needs {schema.HEAD}",
+                hint="bring it up to date with: tether db upgrade",
+            )
+        raise ConfigError(
+            f"the database {self.shown} has schema {version}, which is newer than this tether's {schema.HEAD}",
+            hint="use the tether release that wrote it; never downgrade a ledger that has open jobs",
+        )
+
+    def version(self) -> str | None:
+        """Return the schema's version, or None where there is none."""
+        if self.url.get_backend_name() == "sqlite" and not Path(self.url.database or "").exists():
+            return None
+        with self.read() as connection:
+            if not sa.inspect(connection).has_table(schema.VERSION_TABLE):
+                return None
+            row = connection.execute(sa.text(f"SELECT version_num FROM {schema.VERSION_TABLE}")).first()  # noqa: S608
+        return None if row is None else str(row[0])
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            raise UncertainError(
+                f"the database {self.shown} does not answer: {str(error.orig).splitlines()[0]}",
+                hint="see that it runs and that its disk is not full, then: tether job list",
+            ) from error
+
+
+def _shown(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "given"
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_size=4, pool_pre_ping=True)
+    if url.database and url.database != ":memory:" and not Path(url.database).parent.is_dir():
+        raise ConfigError(
+            f"there is no directory {Path(url.database).parent} for the database",
+            hint="create it, or give --database another URL",
+        )
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN is deferred: two writers would each read first and then fail to upgrade.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+__all__ = ["Database", "IntegrityError", "OperationalError"]

@@ -1,0 +1,375 @@
+"""The ledger: jobs, mappings and the devices of this host, over the tables of :mod:`.schema`."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from tether.clock import Clock
+from tether.errors import ConflictError, HeldError, NotFound, UsageError
+from tether.persistence.database import Database, IntegrityError
+from tether.persistence.schema import connections, jobs, mappings
+
+#: Job states in which the job is not finished: it holds its volume.
+OPEN = ("queued", "running", "blocked")
+#: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
+OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What was asked for, and the case that the flow is built for.
+
+    Args:
+        device: the target name asked for, or empty.
+        bus: virtio, scsi or sata.
+        mode: rw or ro.
+        dialect: attachments or legacy.
+        data_path: host or network.
+        encrypted: the volume is encrypted and opened on this side.
+        multiattach: the volume may be attached more than once.
+        owner_mark: attachments carry the job's UUID as their owner.
+    """
+
+    device: str = ""
+    bus: str = "virtio"
+    mode: str = "rw"
+    dialect: str = "attachments"
+    data_path: str = "host"
+    encrypted: bool = False
+    multiattach: bool = False
+    owner_mark: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job was made; it is only resumed at the same place.
+
+    Args:
+        machine_id: this host; ``boot_id`` may differ at resume, the rest may not.
+    """
+
+    endpoint: str
+    project_id: str
+    libvirt_uri: str
+    machine_id: str
+    initiator: str
+    nqn: str
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A durable request with its flow."""
+
+    id: str
+    kind: str
+    version: int
+    state: str
+    volume_id: str
+    volume_name: str
+    server_id: str
+    server_name: str
+    request_id: str
+    params: Params
+    place: Place
+    idempotency_key: str | None = None
+    step: str = ""
+    error: Mapping[str, str] | None = None
+    exit_code: int | None = None
+    attempts: int = 0
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    finished_at: float | None = None
+
+    @property
+    def open(self) -> bool:
+        """True until the job has ended for good."""
+        return self.state in OPEN
+
+    @property
+    def owner(self) -> str:
+        """The owner mark of this job's attachment."""
+        return str(uuid.uuid5(OWNER_NAMESPACE, self.id))
+
+    @property
+    def lease(self) -> str:
+        """The name of the job's lease."""
+        return f"job:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class MappingRow:
+    """A mapping: this volume is, or is becoming, this disk of this server."""
+
+    id: str
+    job_id: str
+    volume_id: str
+    server_id: str
+    state: str
+    target: str
+    bus: str
+    address: Mapping[str, str]
+    mode: str
+    dialect: str
+    data_path: str
+    machine_id: str
+    owner_mark: str = ""
+    attachment_id: str = ""
+    encrypted: bool = False
+    pending_unplug: bool = False
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRow:
+    """A volume's device on a host."""
+
+    machine_id: str
+    volume_id: str
+    identity: str | None
+    path: str
+    created_at: float = field(default=0.0)
+
+
+class Ledger:
+    """Jobs, mappings and connections of one database."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    # -- jobs -----------------------------------------------------------------------------------------------
+
+    def add_job(self, job: Job) -> Job:
+        """Store a new job; it takes hold of its volume.
+
+        Raises:
+            HeldError: an open job has the volume.
+            ConflictError: the idempotency key was used before.
+        """
+        now = self._clock.time()
+        try:
+            with self._database.write() as connection:
+                connection.execute(
+                    sa.insert(jobs).values(
+                        id=job.id,
+                        kind=job.kind,
+                        version=job.version,
+                        state=job.state,
+                        volume_id=job.volume_id,
+                        volume_name=job.volume_name,
+                        server_id=job.server_id,
+                        server_name=job.server_name,
+                        open_volume=job.volume_id,
+                        request_id=job.request_id,
+                        idempotency_key=job.idempotency_key,
+                        params=json.dumps(asdict(job.params)),
+                        place=json.dumps(asdict(job.place)),
+                        step="",
+                        attempts=0,
+                        created_at=now,
+                        updated_at=now,
+                    )
+                )
+        except IntegrityError as error:
+            holder = self.open_job(job.volume_id)
+            if holder is not None:
+                raise HeldError(
+                    f"volume {job.volume_name} is held by job {holder.id} ({holder.kind} to {holder.server_name})",
+                    resource=f"volume {job.volume_id}",
+                    hint=f"see: tether job show {holder.id}",
+                ) from error
+            raise ConflictError(
+                f"the request id {job.idempotency_key!r} was used by another job",
+                hint="use a new --request-id for a new request",
+            ) from error
+        return self.job(job.id)
+
+    def job(self, job_id: str) -> Job:
+        """Return a job by its id or an unambiguous beginning of it.
+
+        Raises:
+            NotFound: there is none.
+            UsageError: several jobs begin like that.
+        """
+        with self._database.read() as connection:
+            rows = (
+                connection.execute(sa.select(jobs).where(jobs.c.id.startswith(job_id, autoescape=True)).limit(2))
+                .mappings()
+                .all()
+            )
+        if not rows or not job_id:
+            raise NotFound(f"there is no job {job_id!r}", resource=f"job {job_id}", hint="see: tether job list")
+        if len(rows) > 1:
+            raise UsageError(f"several jobs begin with {job_id!r}", hint="give more of the id: tether job list")
+        return _job(rows[0])
+
+    def last_job(self) -> Job:
+        """Return the newest job; NotFound if there is none at all."""
+        found = self.list_jobs(limit=1)
+        if not found:
+            raise NotFound("there is no job yet", hint="make one with: tether attach VOLUME SERVER")
+        return found[0]
+
+    def list_jobs(self, *, open_only: bool = False, limit: int = 100) -> list[Job]:
+        """Return the newest jobs, newest first."""
+        query = sa.select(jobs).order_by(jobs.c.created_at.desc()).limit(limit)
+        if open_only:
+            query = query.where(jobs.c.open_volume.is_not(None))
+        with self._database.read() as connection:
+            return [_job(row) for row in connection.execute(query).mappings()]
+
+    def open_job(self, volume_id: str) -> Job | None:
+        """Return the job that holds the volume, if any."""
+        return self._one(sa.select(jobs).where(jobs.c.open_volume == volume_id))
+
+    def job_of_key(self, key: str) -> Job | None:
+        """Return the job that was made with this idempotency key, if any."""
+        return self._one(sa.select(jobs).where(jobs.c.idempotency_key == key))
+
+    def last_job_of(self, volume_id: str, server_id: str) -> Job | None:
+        """Return the newest job about a volume and a server, if any."""
+        return self._one(
+            sa.select(jobs)
+            .where(jobs.c.volume_id == volume_id, jobs.c.server_id == server_id)
+            .order_by(jobs.c.created_at.desc())
+            .limit(1)
+        )
+
+    def _one(self, query: sa.Select[Any]) -> Job | None:
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _job(row)
+
+    def update_job(self, job_id: str, **values: Any) -> None:
+        """Change some of a job's columns; ``error`` is a mapping or None. A finished state lets the volume go."""
+        now = self._clock.time()
+        if "error" in values:
+            values["error"] = None if values["error"] is None else json.dumps(values["error"])
+        if "state" in values and values["state"] not in OPEN:
+            values |= {"open_volume": None, "finished_at": now}
+        with self._database.write() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(updated_at=now, **values))
+
+    # -- mappings -------------------------------------------------------------------------------------------
+
+    def add_mapping(self, row: MappingRow) -> None:
+        """Store a mapping.
+
+        Raises:
+            ConflictError: the pair, the target name or the address is taken.
+        """
+        now = self._clock.time()
+        values = asdict(row) | {"address": _address(row.address), "created_at": now, "updated_at": now}
+        try:
+            with self._database.write() as connection:
+                connection.execute(sa.insert(mappings).values(**values))
+        except IntegrityError as error:
+            raise ConflictError(
+                f"the ledger already has {row.target} or its address on server {row.server_id}",
+                resource=f"server {row.server_id}",
+                hint="see: tether mapping list",
+            ) from error
+
+    def mapping_of_job(self, job_id: str) -> MappingRow | None:
+        """Return the mapping that a job made, if it is there."""
+        return self._mapping(mappings.c.job_id == job_id)
+
+    def mapping(self, volume_id: str, server_id: str) -> MappingRow | None:
+        """Return the mapping of a volume and a server, if it is there."""
+        return self._mapping(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+
+    def _mapping(self, *where: sa.ColumnElement[bool]) -> MappingRow | None:
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(mappings).where(*where)).mappings().first()
+        return None if row is None else _mapping(row)
+
+    def list_mappings(self, *, server_id: str = "", volume_id: str = "") -> list[MappingRow]:
+        """Return mappings, oldest first."""
+        query = sa.select(mappings).order_by(mappings.c.created_at, mappings.c.id)
+        if server_id:
+            query = query.where(mappings.c.server_id == server_id)
+        if volume_id:
+            query = query.where(mappings.c.volume_id == volume_id)
+        with self._database.read() as connection:
+            return [_mapping(row) for row in connection.execute(query).mappings()]
+
+    def update_mapping(self, volume_id: str, server_id: str, **values: Any) -> None:
+        """Change some of a mapping's columns."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.update(mappings)
+                .where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+                .values(updated_at=self._clock.time(), **values)
+            )
+
+    def delete_mapping(self, volume_id: str, server_id: str) -> None:
+        """Forget a mapping. Repeatable."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.delete(mappings).where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+            )
+
+    # -- devices --------------------------------------------------------------------------------------------
+
+    def record_connection(self, row: ConnectionRow) -> None:
+        """Store or replace which device of a host is the volume.
+
+        Raises:
+            ConflictError: another volume of this host has the same identity.
+        """
+        values = asdict(row) | {"identity": row.identity or None, "created_at": self._clock.time()}
+        try:
+            with self._database.write() as connection:
+                connection.execute(
+                    sa.delete(connections).where(
+                        connections.c.machine_id == row.machine_id, connections.c.volume_id == row.volume_id
+                    )
+                )
+                connection.execute(sa.insert(connections).values(**values))
+        except IntegrityError as error:
+            raise ConflictError(
+                f"the device {row.path} with identity {row.identity} already belongs to another volume of this host",
+                resource=f"volume {row.volume_id}",
+                hint="two volumes with one device: check the backend's exports before anything else",
+            ) from error
+
+    def delete_connection(self, machine_id: str, volume_id: str) -> None:
+        """Forget a volume's device. Repeatable."""
+        with self._database.write() as connection:
+            connection.execute(
+                sa.delete(connections).where(
+                    connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
+                )
+            )
+
+    def list_connections(self, machine_id: str) -> list[ConnectionRow]:
+        """Return the device ledger of a host."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(connections).where(connections.c.machine_id == machine_id).order_by(connections.c.volume_id)
+            ).mappings()
+            return [ConnectionRow(**row) for row in rows]
+
+
+def _address(address: Mapping[str, str]) -> str:
+    return json.dumps(dict(address), sort_keys=True)
+
+
+def _job(row: Mapping[Any, Any]) -> Job:
+    values = {name: row[name] for name in Job.__slots__ if name not in {"params", "place", "error"}}
+    error = json.loads(row["error"]) if row["error"] else None
+    return Job(
+        **values, params=Params(**json.loads(row["params"])), place=Place(**json.loads(row["place"])), error=error
+    )
+
+
+def _mapping(row: Mapping[Any, Any]) -> MappingRow:
+    return MappingRow(**(dict(row) | {"address": json.loads(row["address"])}))

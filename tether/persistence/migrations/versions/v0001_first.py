@@ -1,0 +1,98 @@
+"""Jobs, mappings, devices, leases and the logbook."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create the tables."""
+    op.create_table(
+        "tether_jobs",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("volume_id", sa.String(36), nullable=False),
+        sa.Column("volume_name", sa.String(255), nullable=False),
+        sa.Column("server_id", sa.String(36), nullable=False),
+        sa.Column("server_name", sa.String(255), nullable=False),
+        sa.Column("open_volume", sa.String(36), unique=True),
+        sa.Column("request_id", sa.String(64), nullable=False),
+        sa.Column("idempotency_key", sa.String(255), unique=True),
+        sa.Column("params", sa.Text, nullable=False),
+        sa.Column("place", sa.Text, nullable=False),
+        sa.Column("step", sa.String(64), nullable=False),
+        sa.Column("error", sa.Text),
+        sa.Column("exit_code", sa.Integer),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("updated_at", sa.Float, nullable=False),
+        sa.Column("finished_at", sa.Float),
+    )
+    op.create_index("tether_jobs_pair", "tether_jobs", ["volume_id", "server_id"])
+    op.create_index("tether_jobs_created", "tether_jobs", ["created_at"])
+    op.create_table(
+        "tether_mappings",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("job_id", sa.String(36), nullable=False, unique=True),
+        sa.Column("volume_id", sa.String(36), nullable=False),
+        sa.Column("server_id", sa.String(36), nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("target", sa.String(16), nullable=False),
+        sa.Column("bus", sa.String(16), nullable=False),
+        sa.Column("address", sa.String(255), nullable=False),
+        sa.Column("mode", sa.String(2), nullable=False),
+        sa.Column("dialect", sa.String(16), nullable=False),
+        sa.Column("data_path", sa.String(16), nullable=False),
+        sa.Column("machine_id", sa.String(64), nullable=False),
+        sa.Column("owner_mark", sa.String(36), nullable=False),
+        sa.Column("attachment_id", sa.String(36), nullable=False),
+        sa.Column("encrypted", sa.Boolean, nullable=False),
+        sa.Column("pending_unplug", sa.Boolean, nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("updated_at", sa.Float, nullable=False),
+        sa.UniqueConstraint("volume_id", "server_id", name="tether_mappings_pair"),
+        sa.UniqueConstraint("server_id", "target", name="tether_mappings_target"),
+        sa.UniqueConstraint("server_id", "address", name="tether_mappings_address"),
+    )
+    op.create_table(
+        "tether_connections",
+        sa.Column("machine_id", sa.String(64), primary_key=True),
+        sa.Column("volume_id", sa.String(36), primary_key=True),
+        sa.Column("identity", sa.String(255)),
+        sa.Column("path", sa.String(255), nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.UniqueConstraint("machine_id", "identity", name="tether_connections_identity"),
+    )
+    op.create_table(
+        "tether_leases",
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("token", sa.String(36), nullable=False),
+        sa.Column("generation", sa.Integer, nullable=False),
+        sa.Column("expires_at", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "tether_flows",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("job_id", sa.String(36), nullable=False),
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("state", sa.String(16)),
+        sa.Column("meta", sa.Text),
+        sa.Column("updated_at", sa.Float, nullable=False),
+    )
+    op.create_index("ix_tether_flows_job_id", "tether_flows", ['job_id'])
+    op.create_table(
+        "tether_steps",
+        sa.Column("flow_id", sa.String(36), primary_key=True),
+        sa.Column("name", sa.String(64), primary_key=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("state", sa.String(16)),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("updated_at", sa.Float, nullable=False),
+    )
