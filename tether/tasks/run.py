@@ -1,0 +1,201 @@
+"""What the steps of one job share while it runs: the toolbox, and what is known of earlier runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tether.adapters.cinder.model import Cinder, CinderIdentity, Connection, Connector
+from tether.adapters.guest.model import Guest, Server
+from tether.adapters.host.model import Host, HostIdentity, Keys
+from tether.clock import Clock
+from tether.errors import FinalError, Interrupted, LostLease, NotFound, OperatorNeeded, UncertainError
+from tether.persistence.leases import Leases
+from tether.persistence.ledger import Job, Ledger, MappingRow
+from tether.settings import Settings
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """The adapters and the ledger: all that a step may touch."""
+
+    cinder: Cinder
+    host: Host
+    guest: Guest
+    keys: Keys
+    ledger: Ledger
+    leases: Leases
+    clock: Clock
+    settings: Settings
+
+
+@dataclass
+class Run:
+    """One run of one job: from the start, a resume, or an abort.
+
+    Args:
+        job: the job as it was when the run began.
+        in_flight: names of the steps whose effect or undo may have been cut off in an earlier run.
+        ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
+    """
+
+    tools: Toolbox
+    job: Job
+    in_flight: frozenset[str] = frozenset()
+    ended_at: float = 0.0
+    cancelled: bool = False
+    stopping: bool = False
+    lost: bool = False
+    pivoted: bool = False
+    terminated: bool = False
+    wake: threading.Event = field(default_factory=threading.Event)
+    _quiet_at: dict[str, float] = field(default_factory=dict)
+    _connection: Connection | None = None
+
+    # -- asking it to end ------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Roll back at the next step's start, unless the job is past its pivot (Ctrl-C)."""
+        self.cancelled = True
+        self.wake.set()
+
+    def stop(self) -> None:
+        """Leave everything as it is, resumable, at the next moment that allows it (SIGTERM, second Ctrl-C)."""
+        self.stopping = True
+        self.wake.set()
+
+    def check(self) -> None:
+        """Unwind if the run was asked to stop, or has lost its lease."""
+        if self.lost:
+            raise LostLease(f"job {self.job.id} was taken over by another runner")
+        if self.stopping:
+            raise Interrupted("asked to stop")
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not through a request to stop."""
+        self.check()
+        self.tools.clock.wait(seconds, None if self.cancelled else self.wake)
+        self.check()
+
+    # -- what may still be on the wire -----------------------------------------------------------------------
+
+    def uncertain(self, book: str) -> None:
+        """Note that a call to ``book`` had no answer just now: it may still be carried out."""
+        self._note(book, self.tools.clock.time())
+
+    def cut_off(self, book: str) -> None:
+        """Note that an earlier run may have died inside a call to ``book``."""
+        self._note(book, self.ended_at)
+
+    def _note(self, book: str, since: float) -> None:
+        self._quiet_at[book] = max(self._quiet_at.get(book, 0.0), since + self._settle(book))
+
+    def _settle(self, book: str) -> float:
+        settings = self.tools.settings
+        return {"cinder": settings.settle_time, "guest": settings.libvirt_settle, "host": settings.host_settle}.get(
+            book, 0.0
+        )
+
+    def is_quiet(self, book: str) -> bool:
+        """Return True if no call of this job to ``book`` can still be carried out behind our back."""
+        return self.tools.clock.time() >= self._quiet_at.get(book, 0.0)
+
+    def wait_quiet(self, book: str) -> None:
+        """Wait until that is so."""
+        while not self.is_quiet(book):
+            self.pause(min(1.0, self._quiet_at[book] - self.tools.clock.time()))
+
+    # -- reading, with proven eyesight -----------------------------------------------------------------------
+
+    @property
+    def owner_mark(self) -> str:
+        """The owner mark of the job's attachment, or empty where it carries none."""
+        return self.job.owner if self.job.params.owner_mark else ""
+
+    def see_volume(self) -> None:
+        """Show that Cinder still shows us the volume, so that what it does not list is absent.
+
+        Raises:
+            UncertainError: it does not; then nothing can be said about its attachments.
+        """
+        try:
+            self.tools.cinder.show_volume(self.job.volume_id)
+        except NotFound as error:
+            raise UncertainError(
+                f"Cinder no longer shows volume {self.job.volume_id}, so nothing can be proven about its attachments",
+                resource=f"volume {self.job.volume_id}",
+                hint="see whether the project and the endpoint are the job's own: tether job show " + self.job.id,
+            ) from error
+
+    def see_server(self) -> Server:
+        """Return the job's server as it is now.
+
+        Raises:
+            UncertainError: libvirt does not know it (it may have migrated): absence proves nothing.
+        """
+        try:
+            return self.tools.guest.show_server(self.job.server_id)
+        except NotFound as error:
+            raise UncertainError(
+                f"libvirt no longer knows server {self.job.server_name}; it may have migrated",
+                resource=f"server {self.job.server_id}",
+                hint="see: virsh list --all, here and on the other hosts",
+            ) from error
+
+    def mapping(self) -> MappingRow:
+        """Return the mapping that this job is about.
+
+        Raises:
+            OperatorNeeded: it is gone from the ledger.
+        """
+        row = self.tools.ledger.mapping(self.job.volume_id, self.job.server_id)
+        if row is None:
+            raise OperatorNeeded(
+                f"the mapping of volume {self.job.volume_name} on server {self.job.server_name} is gone from the ledger",
+                resource=f"volume {self.job.volume_id}",
+                hint=f"see: tether job show {self.job.id}",
+            )
+        return row
+
+    def remember(self, connection: Connection) -> None:
+        """Keep the connection in this process's memory; it is never stored."""
+        self._connection = connection
+
+    def connection(self, attachment_id: str, connector: Connector) -> Connection:
+        """Return the connection: remembered, or read again from Cinder.
+
+        Raises:
+            FinalError: Cinder has no connection info for the attachment.
+        """
+        if self._connection is None:
+            if self.job.params.dialect == "legacy":
+                self._connection = self.tools.cinder.initialize_connection(self.job.volume_id, connector)
+            else:
+                self._connection = self.tools.cinder.show_attachment(attachment_id).connection
+        if self._connection is None:
+            raise FinalError(
+                f"Cinder has no connection info for attachment {attachment_id} of volume {self.job.volume_name}",
+                resource=f"volume {self.job.volume_id}",
+                hint=f"roll the job back with: tether job abort {self.job.id}",
+            )
+        return self._connection
+
+    @contextmanager
+    def server_lease(self) -> Iterator[None]:
+        """Hold the server while its names and addresses are chosen or its disks change."""
+        with self.tools.leases.held(
+            f"server:{self.job.server_id}", wait=self.tools.settings.wait, job=self.job.id
+        ):
+            yield
+
+    @property
+    def machine(self) -> HostIdentity:
+        """This host."""
+        return self.tools.host.identity()
+
+    @property
+    def cloud(self) -> CinderIdentity:
+        """This Cinder."""
+        return self.tools.cinder.identity()

@@ -1,0 +1,183 @@
+"""The base of every step: act, then look; after an interruption look first; undo until it is proven."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar, get_type_hints
+
+from taskflow import task
+from taskflow.types.failure import Failure
+
+from tether import faults
+from tether.errors import FinalError, UncertainError
+from tether.tasks.run import Run
+
+LOG = logging.getLogger(__name__)
+
+
+class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
+    """One effect with its compensation.
+
+    A step is written as up to three methods, whose parameters name the results of earlier steps and whose
+    annotations give their types:
+
+    * ``act`` has the effect and returns the step's result: JSON-ready data or a flat dataclass, without secrets;
+    * ``look`` is the probe: it returns the result if the effect is there, None if it is proven absent, and
+      raises UncertainError where neither can be shown;
+    * ``undo`` makes the effect absent and proves it. It works from the job's inputs and the books, also when
+      ``act`` never ran, half ran, or ran twice. Its parameter ``result`` is what ``act`` returned, or None.
+
+    Attributes:
+        code: the step's durable name with its version.
+        gives: the name under which later steps find the result.
+        book: which book its calls go to: cinder, guest, host or ledger; empty for a step without an effect.
+        repeatable: ``act`` may simply be called again after an uncertain answer.
+        forward_only: past the pivot: it is retried, then the job is blocked; it is never a reason to undo.
+        pending_blocks: an uncertain end blocks the job where it stands, although a final one undoes it.
+    """
+
+    code: ClassVar[str]
+    gives: ClassVar[str | None] = None
+    book: ClassVar[str] = ""
+    repeatable: ClassVar[bool] = False
+    forward_only: ClassVar[bool] = False
+    pending_blocks: ClassVar[bool] = False
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.tools = run.tools
+        self.job = run.job
+        super().__init__(
+            name=self.code,
+            provides=self.gives,
+            requires=list(_inputs(type(self), "act")),
+            revert_requires=list(_inputs(type(self), "undo")),
+            auto_extract=False,
+        )
+
+    @property
+    def label(self) -> str:
+        """The step's name without its version."""
+        return self.code.partition("/")[0]
+
+    @abc.abstractmethod
+    def act(self, *args: Any, **kwargs: Any) -> Any:
+        """Have the effect."""
+
+    def look(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the result if the effect is there, None if it is proven absent. Default: no probe but acting."""
+        return None
+
+    def undo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the effect absent and prove it. Default: there is nothing to undo."""
+
+    # -- what TaskFlow calls ---------------------------------------------------------------------------------
+
+    def execute(self, **raw: Any) -> Any:
+        """Run the step forward. TaskFlow runs it again if an earlier run was cut off inside it."""
+        self.run.check()
+        if self.run.cancelled and not self.forward_only and not self.run.pivoted:
+            raise FinalError("cancelled", hint="nothing is left; run the command again when you want it")
+        inputs = _decode(type(self), "act", raw)
+        if self.code in self.run.in_flight and self.book:
+            self.run.cut_off(self.book)
+            found = None if self.repeatable else self.look(**inputs)
+            if found is not None:
+                LOG.info("%s: found done", self.label)
+                return self._encode(found)
+        return self._encode(self._act(inputs))
+
+    def _act(self, inputs: dict[str, Any]) -> Any:
+        deadline = self.tools.clock.time() + self.tools.settings.step_retry_time
+        pause = self.tools.settings.retry_interval
+        while True:
+            try:
+                faults.point(f"{self.label}.act.before")
+                result = self.act(**inputs)
+                faults.point(f"{self.label}.act.after")
+            except UncertainError as error:
+                if not self.book or self.pending_blocks:
+                    raise
+                LOG.warning("%s: uncertain: %s", self.label, error)
+                self.run.uncertain(self.book)
+                if not (self.repeatable or self.forward_only):
+                    return self._settle(inputs, error)
+                if self.tools.clock.time() >= deadline:
+                    raise
+                self.run.pause(pause)
+                pause = min(pause * 2, self.tools.settings.retry_interval * 10)
+            else:
+                return result
+
+    def _settle(self, inputs: dict[str, Any], error: UncertainError) -> Any:
+        """Decide an uncertain call by probes: now, and once more when it can no longer be carried out."""
+        found = self.look(**inputs)
+        if found is None:
+            self.run.wait_quiet(self.book)
+            found = self.look(**inputs)
+        if found is None:
+            raise FinalError(f"{error.message} (and it did not happen)", resource=error.resource, hint=error.hint)
+        return found
+
+    def revert(self, result: Any, flow_failures: Any, **raw: Any) -> None:
+        """Undo the step: until it is proven, or the time for retries is over."""
+        if self.book and self.code in self.run.in_flight:
+            self.run.cut_off(self.book)
+        inputs = _decode(type(self), "undo", raw)
+        if "result" in _inputs(type(self), "undo", own=True):
+            inputs["result"] = None if isinstance(result, Failure) else result
+        deadline = self.tools.clock.time() + self.tools.settings.step_retry_time
+        pause = self.tools.settings.retry_interval
+        while True:
+            self.run.check()
+            try:
+                self._undo(inputs)
+            except UncertainError as error:
+                LOG.warning("%s: undo uncertain: %s", self.label, error)
+                self.run.uncertain(self.book)
+                if self.tools.clock.time() >= deadline:
+                    raise
+                self.run.pause(pause)
+                pause = min(pause * 2, self.tools.settings.retry_interval * 10)
+            else:
+                return
+
+    def _undo(self, inputs: dict[str, Any]) -> None:
+        faults.point(f"{self.label}.undo.before")
+        self.undo(**inputs)
+        faults.point(f"{self.label}.undo.after")
+        if self.book and not self.run.is_quiet(self.book):
+            # A call without an answer may still be carried out; only then is "not there" a proof.
+            self.run.wait_quiet(self.book)
+            self.undo(**inputs)
+
+    def _encode(self, result: Any) -> Any:
+        data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+        # A result that cannot be stored would leave the step running for ever with its effect done.
+        return json.loads(json.dumps(data))
+
+
+@functools.cache
+def _inputs(step: Any, method: str, *, own: bool = False) -> Mapping[str, Any]:
+    """Return the parameters of a step's method and their types; ``own`` includes ``result``."""
+    function = getattr(step, method)
+    if function is getattr(Step, method):
+        return {}
+    hints = get_type_hints(function)
+    hints.pop("return", None)
+    if not own:
+        hints.pop("result", None)
+    return hints
+
+
+def _decode(step: type[Step], method: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {}
+    for name, hint in _inputs(step, method).items():
+        make: Any = hint
+        inputs[name] = make(**raw[name]) if is_dataclass(make) and isinstance(raw[name], dict) else raw[name]
+    return inputs
