@@ -82,12 +82,17 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Controller:
-    """One ``<controller>``: type ``pci``, ``scsi``, ``sata``, …; model ``pcie-root-port``, ``virtio-scsi``."""
+    """One ``<controller>``: type ``pci``, ``scsi``, ``sata``, …; model ``pcie-root-port``, ``virtio-scsi``.
+
+    Args:
+        hotplug: False for a root port whose ``<target>`` says ``hotplug='off'``.
+    """
 
     type: str
     model: str
     index: int
     address: Mapping[str, str] = field(default_factory=dict)
+    hotplug: bool = True
 
 
 @dataclass(frozen=True, slots=True)
