@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -162,8 +161,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         return json.loads(json.dumps(data))
 
 
-@functools.cache
-def _inputs(step: Any, method: str, *, own: bool = False) -> Mapping[str, Any]:
+def _inputs(step: type[Step], method: str, *, own: bool = False) -> Mapping[str, Any]:
     """Return the parameters of a step's method and their types; ``own`` includes ``result``."""
     function = getattr(step, method)
     if function is getattr(Step, method):
@@ -178,6 +176,6 @@ def _inputs(step: Any, method: str, *, own: bool = False) -> Mapping[str, Any]:
 def _decode(step: type[Step], method: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {}
     for name, hint in _inputs(step, method).items():
-        make: Any = hint
-        inputs[name] = make(**raw[name]) if is_dataclass(make) and isinstance(raw[name], dict) else raw[name]
+        value = raw[name]
+        inputs[name] = hint(**value) if is_dataclass(hint) and isinstance(value, dict) else value  # type: ignore[operator]
     return inputs

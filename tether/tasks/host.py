@@ -1,0 +1,221 @@
+"""The host's side: the connection, the device and dm-crypt. Absent from a flow on the network data path."""
+
+from __future__ import annotations
+
+from tether.adapters.cinder.model import Volume
+from tether.adapters.guest.disk import reaches_by_network
+from tether.adapters.host.model import Device
+from tether.errors import ConflictError, FinalError, OperatorNeeded, UncertainError
+from tether.persistence.ledger import ConnectionRow
+from tether.tasks.run import Run
+from tether.tasks.step import Step
+from tether.tasks.volume import Export
+
+GIB = 1024**3
+#: What ``connect-host`` gives for a protocol that QEMU speaks by itself (rbd): no device on this host.
+NO_DEVICE = Device(link="", path="", kind="network")
+
+
+def is_shared(run: Run) -> bool:
+    """Return True while another mapping of this host uses the volume's connection."""
+    machine = run.machine.machine_id
+    return any(
+        row.machine_id == machine and row.server_id != run.job.server_id
+        for row in run.tools.ledger.list_mappings(volume_id=run.job.volume_id)
+    )
+
+
+def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
+    """Disconnect the volume from this host and prove that nothing is left.
+
+    Raises:
+        OperatorNeeded: the server still has the disk: a connection that a guest uses is never dropped
+            (CVE-2023-2088 is what happens otherwise).
+        UncertainError: something is left.
+    """
+    if is_shared(run):
+        return
+    server = run.see_server()
+    for definition in (server.live, server.persistent):
+        if definition is not None and definition.disk(run.job.volume_id) is not None:
+            raise OperatorNeeded(
+                f"server {server.name} still has volume {run.job.volume_name}: its connection stays",
+                resource=f"server {server.uuid}",
+                hint="see: virsh domblklist " + server.name,
+            )
+    connection = run.connection(attachment_id, connector)
+    if not reaches_by_network(connection, run.job.params.data_path):
+        run.tools.host.disconnect(run.job.volume_id, connection)
+        left = run.tools.host.residue(run.job.volume_id, connection)
+        if left:
+            raise UncertainError(
+                f"volume {run.job.volume_name} is not fully disconnected: {'; '.join(left)}",
+                resource=f"volume {run.job.volume_id}",
+                hint="see what holds it: lsblk, iscsiadm -m session, multipath -ll",
+            )
+    run.tools.ledger.delete_connection(run.machine.machine_id, run.job.volume_id)
+
+
+class ConnectHost(Step):
+    """Connect the host: session, paths, map, and tether's own link.
+
+    Effect: os-brick's connect_volume, and the device ledger's row. Key: the volume id. May be repeated.
+    Compensation: disconnect and prove that nothing is left; skipped while another mapping of this host uses the
+    volume; never while the server has the disk.
+    Uncertain: time limit, killed helper: repeat.
+    Crash windows: before, inside and after the connect; before the ledger's row.
+    """
+
+    code = "connect-host/1"
+    gives = "device"
+    book = "host"
+    repeatable = True
+
+    def act(self, attachment_id: str, connector: dict[str, object], export: Export) -> Device:
+        connection = self.run.connection(attachment_id, connector)
+        if reaches_by_network(connection, self.job.params.data_path):
+            return NO_DEVICE
+        device = self.tools.host.connect(self.job.volume_id, connection)
+        try:
+            self.tools.ledger.record_connection(
+                ConnectionRow(
+                    machine_id=self.run.machine.machine_id,
+                    volume_id=self.job.volume_id,
+                    identity=device.identity or None,
+                    path=device.path,
+                )
+            )
+        except ConflictError as error:
+            raise FinalError(error.message, resource=error.resource, hint=error.hint) from error
+        return device
+
+    def undo(self, attachment_id: str, connector: dict[str, object]) -> None:
+        disconnect(self.run, attachment_id, connector)
+
+
+class VerifyDevice(Step):
+    """Show that the device is the volume: its size always, its identity where the connection info names one.
+
+    Effect: none. Key: none. Compensation: none; a wrong device that is open or another volume's is not
+    disconnected: the job is blocked.
+    Uncertain: it cannot be read; nothing has been plugged yet.
+    Crash windows: none.
+    """
+
+    code = "verify-device/1"
+
+    def act(
+        self, volume: Volume, attachment_id: str, connector: dict[str, object], export: Export, device: Device
+    ) -> None:
+        if device.kind == "network":
+            return
+        found = self.tools.host.find(volume.id)
+        if found is None:
+            raise FinalError(
+                f"the device of volume {self.job.volume_name} has gone from this host",
+                resource=f"volume {volume.id}",
+                hint="see the kernel's log for lost paths",
+            )
+        expected = self.tools.host.expected_identity(self.run.connection(attachment_id, connector))
+        wrong = _mismatch(volume, found, expected)
+        if not wrong:
+            return
+        others = [
+            row
+            for row in self.tools.ledger.list_connections(self.run.machine.machine_id)
+            if row.volume_id != volume.id and row.path == found.path
+        ]
+        message = f"{found.path} is not volume {self.job.volume_name}: {wrong}"
+        if found.open_count or others:
+            raise OperatorNeeded(
+                f"{message}; it is in use, so it is not disconnected",
+                resource=f"volume {volume.id}",
+                hint="find out whose it is before anything else: lsblk, multipath -ll",
+            )
+        raise FinalError(
+            message, resource=f"volume {volume.id}", hint="stale paths on this host, or a wrong export: check both"
+        )
+
+
+def _mismatch(volume: Volume, device: Device, expected: str) -> str:
+    """Return what is wrong with the device, or an empty text."""
+    if device.identities_differ:
+        return "its paths report different identities"
+    if expected and device.identity != expected:
+        return f"its identity is {device.identity or 'unknown'}, the connection info names {expected}"
+    # Backends round up to their extents, never down, and by less than a GiB.
+    if not volume.size * GIB <= device.size < (volume.size + 1) * GIB:
+        return f"it has {device.size} bytes, the volume has {volume.size} GiB"
+    return ""
+
+
+class OpenEncryption(Step):
+    """Open dm-crypt over the device; the link then leads to the decrypted one.
+
+    Effect: a dm-crypt mapping named after the volume. Key: its name and UUID. May be repeated.
+    Compensation: close it.
+    Uncertain: time limit, killed helper: repeat.
+    Crash windows: before, inside and after the open.
+    """
+
+    code = "open-encryption/1"
+    gives = "opened"
+    book = "host"
+    repeatable = True
+
+    def act(self, device: Device) -> Device:
+        if device.kind == "network":
+            return device
+        encryption = self.tools.cinder.show_encryption(self.job.volume_id)
+        if encryption is None or encryption.control_location != "front-end":
+            return device
+        passphrase = self.tools.keys.passphrase(encryption)
+        return self.tools.host.open_encryption(self.job.volume_id, encryption, passphrase)
+
+    def undo(self, device: Device) -> None:
+        if device.kind != "network":
+            close_encryption(self.run)
+
+
+def close_encryption(run: Run) -> None:
+    """Close dm-crypt and prove it, unless another mapping of this host uses it."""
+    if is_shared(run):
+        return
+    run.tools.host.close_encryption(run.job.volume_id)
+    if run.tools.host.encryption_open(run.job.volume_id):
+        raise UncertainError(f"the dm-crypt mapping of volume {run.job.volume_name} is still open")
+
+
+class CloseEncryption(Step):
+    """Close dm-crypt.
+
+    Effect: the mapping goes. Key: its name. Compensation: none: past the pivot.
+    Uncertain: time limit, killed helper: repeat.
+    Crash windows: before, inside and after: repeating is harmless.
+    """
+
+    code = "close-encryption/1"
+    book = "host"
+    repeatable = True
+    forward_only = True
+
+    def act(self) -> None:
+        close_encryption(self.run)
+
+
+class DisconnectHost(Step):
+    """Disconnect the host and prove that nothing is left.
+
+    Effect: logout, devices and link removed, the device ledger's row deleted. Key: the volume id.
+    Compensation: none: past the pivot.
+    Uncertain: time limit, killed helper, residue: repeat.
+    Crash windows: before, inside and after: repeating is harmless.
+    """
+
+    code = "disconnect-host/1"
+    book = "host"
+    repeatable = True
+    forward_only = True
+
+    def act(self) -> None:
+        disconnect(self.run, self.run.mapping().attachment_id, dict(self.tools.host.connector()))
