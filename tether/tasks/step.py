@@ -47,15 +47,22 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     forward_only: ClassVar[bool] = False
     pending_blocks: ClassVar[bool] = False
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, given: Mapping[str, Any] | None = None) -> None:
+        """Make the step for one run.
+
+        Args:
+            given: inputs that no step of this flow gives, by name.
+        """
         self.run = run
         self.tools = run.tools
         self.job = run.job
+        acts, undoes = list(_inputs(type(self), "act")), list(_inputs(type(self), "undo"))
         super().__init__(
             name=self.code,
             provides=self.gives,
-            requires=list(_inputs(type(self), "act")),
-            revert_requires=list(_inputs(type(self), "undo")),
+            requires=acts,
+            revert_requires=undoes,
+            inject={name: value for name, value in (given or {}).items() if name in acts or name in undoes},
             auto_extract=False,
         )
 

@@ -1,0 +1,45 @@
+"""The two flows of a detach: TaskFlow reverts all of a flow, and past the pivot nothing may be reverted."""
+
+from __future__ import annotations
+
+from taskflow.patterns import graph_flow
+
+from tether.flows.attach import link
+from tether.persistence.ledger import Params
+from tether.tasks import guest, host, legacy, mapping, volume
+from tether.tasks.run import Run
+from tether.tasks.step import Step
+
+
+def guest_steps() -> list[type[Step]]:
+    """Return the steps until the guest has let go; a failure puts everything back.
+
+    check-detachable, begin-detaching, unplug-persistent, unplug-live (the pivot: its first request).
+    """
+    return [guest.CheckDetachable, volume.BeginDetaching, guest.UnplugPersistent, guest.UnplugLive]
+
+
+def release_steps(params: Params) -> list[type[Step]]:
+    """Return the steps after it; they are retried, then block, and are never reverted.
+
+    undefine-secret, close-encryption (encrypted, host data path), disconnect-host (host data path),
+    release-attachment, delete-mapping.
+    """
+    on_host = params.data_path == "host"
+    return [
+        guest.UndefineSecret,
+        *([host.CloseEncryption] if on_host and params.encrypted else []),
+        *([host.DisconnectHost] if on_host else []),
+        volume.ReleaseAttachment if params.dialect == "attachments" else legacy.LegacyRelease,
+        mapping.DeleteMapping,
+    ]
+
+
+def build_guest(run: Run) -> graph_flow.Flow:
+    """Return the flow ``detach-guest``."""
+    return link("detach-guest", [], [step(run) for step in guest_steps()])
+
+
+def build_release(run: Run) -> graph_flow.Flow:
+    """Return the flow ``detach-release``."""
+    return link("detach-release", [], [step(run) for step in release_steps(run.job.params)])

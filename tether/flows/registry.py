@@ -1,0 +1,53 @@
+"""Which flows a job runs, by the job's kind and version. A stored version never changes its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from taskflow.patterns import graph_flow
+
+from tether.errors import ConflictError
+from tether.flows import attach, detach
+from tether.tasks.run import Run
+
+#: The version that new jobs get.
+CURRENT = {"attach": 1, "detach": 1}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One flow of a job.
+
+    Args:
+        name: the flow's durable name.
+        revertible: False for a flow past the job's pivot, which only goes forward.
+    """
+
+    name: str
+    build: Callable[[Run], graph_flow.Flow]
+    revertible: bool = True
+
+
+_PARTS: dict[tuple[str, int], Sequence[Part]] = {
+    ("attach", 1): (Part("attach", attach.build),),
+    ("detach", 1): (
+        Part("detach-guest", detach.build_guest),
+        Part("detach-release", detach.build_release, revertible=False),
+    ),
+}
+
+
+def parts(kind: str, version: int) -> Sequence[Part]:
+    """Return the flows of a job, in order.
+
+    Raises:
+        ConflictError: this release does not know that version.
+    """
+    try:
+        return _PARTS[kind, version]
+    except KeyError:
+        raise ConflictError(
+            f"this release does not know {kind} version {version}",
+            hint="resume the job with the release that made it",
+        ) from None
