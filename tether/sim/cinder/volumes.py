@@ -1,0 +1,88 @@
+"""Volumes: list, show, create, delete, and how one is encrypted."""
+
+from __future__ import annotations
+
+from tether.sim.cinder import backend, views
+from tether.sim.cinder.checks import bad_field, json_object
+from tether.sim.cinder.manager import Call
+from tether.sim.cinder.rows import Row, attachments_of, find_volume
+from tether.sim.cinder.seed import new_volume
+from tether.sim.cinder.wire import Answer, Fault, Route
+
+_DELETABLE = ("available", "error", "error_restoring", "error_extending", "error_managing")
+
+# Query keys that shape a list rather than filter it.
+_SHAPING = ("all_tenants", "limit", "marker", "offset", "sort", "sort_key", "sort_dir", "with_count")
+
+
+def list_volumes(call: Call, route: Route) -> Answer:
+    """GET /volumes and /volumes/detail; filters are exact, and an unknown one finds nothing."""
+    query = call.request.query
+    rows = [row for row in call.book.get("volumes", {}).values() if _matches(call, row)]
+    rows = views.newest_first(rows)
+    if query.get("limit", "").isdigit():
+        rows = rows[: int(query["limit"])]
+    shown = views.volume_detail if route.detail else views.volume_summary
+    return Answer(200, {"volumes": [shown(call, row) for row in rows]})
+
+
+def show_volume(call: Call, route: Route) -> Answer:
+    """GET /volumes/{id}, of any project."""
+    return Answer(200, {"volume": views.volume_detail(call, find_volume(call.book, route.target))})
+
+
+def create_volume(call: Call, _route: Route) -> Answer:
+    """POST /volumes: the answer says *creating*; the volume is available at once."""
+    wanted = json_object(
+        call.request.body,
+        "volume",
+        required=("size",),
+        optional=(
+            *("name", "description", "metadata", "volume_type", "availability_zone", "imageRef", "snapshot_id"),
+            *("source_volid", "consistencygroup_id", "backup_id", "multiattach"),
+        ),
+    )
+    size = wanted["size"]
+    if not str(size).isdigit() or int(size) < 1:
+        raise bad_field("size", size, f"{size!r} is not a positive integer")
+    row = new_volume(
+        call.book,
+        call.now,
+        size=int(size),
+        name=wanted.get("name"),
+        description=wanted.get("description"),
+        metadata=wanted.get("metadata") or {},
+        volume_type=wanted.get("volume_type") or "pretend",
+        availability_zone=wanted.get("availability_zone") or "nova",
+        project_id=call.request.project,
+        user_id=call.request.user,
+    )
+    return Answer(202, {"volume": views.volume_detail(call, {**row, "status": "creating"})})
+
+
+def delete_volume(call: Call, route: Route) -> Answer:
+    """DELETE /volumes/{id}."""
+    volume = find_volume(call.book, route.target)
+    if volume["status"] not in _DELETABLE or attachments_of(call.book, volume["id"]):
+        raise Fault(
+            400,
+            f"Invalid volume: Volume status must be {' or '.join(_DELETABLE)} and must not be migrating, attached, "
+            "belong to a group, have snapshots, awaiting a transfer, or be disassociated from snapshots after "
+            "volume transfer.",
+        )
+    backend.remove_export(call.book, volume)
+    del call.book["volumes"][volume["id"]]
+    return Answer(202)
+
+
+def show_encryption(call: Call, route: Route) -> Answer:
+    """GET /volumes/{id}/encryption; of an unencrypted volume, a null key."""
+    volume = find_volume(call.book, route.target)
+    return Answer(200, volume["encryption"] or {"encryption_key_id": None})
+
+
+def _matches(call: Call, row: Row) -> bool:
+    query = call.request.query
+    if "all_tenants" not in query and row["project_id"] != call.request.project:
+        return False
+    return all(str(row.get(key)) == value for key, value in query.items() if key not in _SHAPING)
