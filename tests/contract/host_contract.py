@@ -133,7 +133,7 @@ class HostContract:
         assert not host.encryption_open(volume_id)
         opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
         assert opened.link == plain.link
-        assert opened.path == f"/dev/mapper/tether-{volume_id}"
+        assert opened.path.endswith(f"/mapper/tether-{volume_id}")
         assert host.encryption_open(volume_id)
         assert any("dm-crypt" in line for line in host.residue(volume_id, connection))
         host.close_encryption(volume_id)

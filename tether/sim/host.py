@@ -7,7 +7,10 @@ The book ``host``::
     links      volume id -> what tether's link points to
     crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping
     pending    calls that were answered with a time-out and are carried out at `due`
-    harm       devices that were taken away while something had them open: a judge wants this empty
+
+Of the book ``cinder`` it reads ``exports`` (volume id -> target_iqn, auth_username, auth_password), ``keys``
+and of ``volumes`` the size in GiB, ``wwn`` or ``identity`` (what the disk reports), and what a test may add:
+``device_size`` in bytes (a wrong device) and ``identities_differ``.
 
 Nothing is made outside the world's directory, and no link or device file exists; the paths are those that
 a real host would have.
@@ -56,7 +59,7 @@ def seed_host(store: Store, *, name: str = "sim-host") -> None:
             "nqn": f"nqn.2014-08.org.nvmexpress:uuid:{seed}",
             "ip": "127.0.0.1",
         }
-        book.update(devices={}, links={}, crypt={}, pending=[], harm=[])
+        book.update(devices={}, links={}, crypt={}, pending=[])
 
 
 def mapping_name(volume_id: str) -> str:
@@ -256,7 +259,7 @@ class SimHost:
         device = book["devices"].get(volume_id) or {"path": _free_path(book), "open_count": 0}
         device.update(
             size=volume.get("device_size", volume["size"] * GIB),
-            identity=wwid.normalise(volume.get("identity") or _derived_identity(exported)),
+            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or _derived_identity(exported)),
             identities_differ=bool(volume.get("identities_differ", False)),
             iqn=iqn,
             sessions=[f"{portal} {iqn}" for portal in portals],
@@ -273,8 +276,11 @@ class SimHost:
                 hint=f"close it first: cryptsetup close {mapping_name(volume_id)}",
             )
         if volume_id in book["devices"] and self._open_count(book, volume_id):
-            # os-brick does not refuse this for a single path: it takes the disk away under its user.
-            book["harm"].append(f"volume {volume_id} was disconnected while it was open")
+            raise FinalError(
+                f"volume {volume_id} cannot be disconnected: its device is open",
+                resource=f"volume {volume_id}",
+                hint="detach the disk from the guest first, then resume the job",
+            )
         book["devices"].pop(volume_id, None)
         book["links"].pop(volume_id, None)
 
@@ -362,7 +368,7 @@ def _no_answer(call: str, volume_id: str) -> UncertainError:
 def _export(cinder: Book, iqn: str) -> tuple[str, dict[str, Any]]:
     """Return the volume that is exported under this name, and its export; empty if there is none."""
     exports: dict[str, dict[str, Any]] = cinder.get("exports", {})
-    return next(((volume_id, item) for volume_id, item in exports.items() if item["iqn"] == iqn), ("", {}))
+    return next(((volume_id, item) for volume_id, item in exports.items() if item["target_iqn"] == iqn), ("", {}))
 
 
 def _login_of(export: dict[str, Any]) -> tuple[object, object]:
