@@ -1,0 +1,185 @@
+"""What every host adapter must do, whatever is behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tether.adapters.cinder.model import Connection, Encryption
+from tether.adapters.host.model import Host, as_json, from_json
+from tether.errors import FinalError
+from tether.sealed import Sealed
+
+Exported = Callable[[], tuple[str, Connection]]
+Unexport = Callable[[str], None]
+
+LUKS = Encryption(provider="luks", key_id="key-1", cipher="aes-xts-plain64", key_size=256)
+PASSPHRASE: Sealed[str] = Sealed("correct horse battery staple")
+GIB = 1024**3
+
+
+class HostContract:
+    """Subclasses bring the fixtures ``host``, ``exported`` (makes and exports a volume of 1 GiB whose LUKS
+    passphrase is PASSPHRASE) and ``unexport``."""
+
+    def test_identity_is_stable_and_complete(self, host: Host) -> None:
+        identity = host.identity()
+        assert identity == host.identity()
+        assert identity.name
+        assert identity.machine_id
+        assert identity.boot_id
+
+    def test_connector_names_this_host(self, host: Host) -> None:
+        connector = host.connector()
+        assert connector["host"] == host.identity().name
+        assert connector["initiator"] == host.identity().initiator
+        assert connector["ip"]
+        assert isinstance(connector["multipath"], bool)
+        json.dumps(dict(connector))
+
+    def test_nothing_is_found_before_connect(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        assert host.find(volume_id) is None
+        assert host.residue(volume_id, connection) == []
+
+    def test_connect_gives_the_device_and_the_link(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        device = host.connect(volume_id, connection)
+        assert device.link.endswith(f"/volumes/{volume_id}")
+        assert device.path.startswith("/")
+        assert device.size == GIB
+        assert device.open_count == 0
+        assert not device.identities_differ
+        assert host.find(volume_id) == device
+        assert from_json(json.loads(json.dumps(as_json(device)))) == device
+
+    def test_connect_again_is_harmless(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        assert host.connect(volume_id, connection) == host.connect(volume_id, connection)
+
+    def test_residue_names_what_is_connected(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        device = host.connect(volume_id, connection)
+        left = "\n".join(host.residue(volume_id, connection))
+        assert device.link in left
+        assert "session" in left
+
+    def test_disconnect_leaves_nothing(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        host.disconnect(volume_id, connection)
+        assert host.find(volume_id) is None
+        assert host.residue(volume_id, connection) == []
+
+    def test_disconnect_is_repeatable(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.disconnect(volume_id, connection)
+        host.connect(volume_id, connection)
+        host.disconnect(volume_id, connection)
+        host.disconnect(volume_id, connection)
+        assert host.residue(volume_id, connection) == []
+
+    def test_disconnect_works_after_the_export_is_gone(
+        self, host: Host, exported: Exported, unexport: Unexport
+    ) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        unexport(volume_id)
+        host.disconnect(volume_id, connection)
+        assert host.residue(volume_id, connection) == []
+
+    def test_two_volumes_do_not_touch_each_other(self, host: Host, exported: Exported) -> None:
+        first, first_connection = exported()
+        second, second_connection = exported()
+        kept = host.connect(first, first_connection)
+        other = host.connect(second, second_connection)
+        assert kept.path != other.path
+        assert kept.identity != other.identity
+        host.disconnect(second, second_connection)
+        assert host.find(first) == kept
+        assert host.residue(second, second_connection) == []
+
+    def test_connect_to_no_target_is_final_and_leaves_nothing(
+        self, host: Host, exported: Exported, unexport: Unexport
+    ) -> None:
+        volume_id, connection = exported()
+        unexport(volume_id)
+        with pytest.raises(FinalError) as caught:
+            host.connect(volume_id, connection)
+        assert volume_id in caught.value.message
+        assert caught.value.hint
+        assert host.residue(volume_id, connection) == []
+
+    def test_rbd_is_refused(self, host: Host, exported: Exported) -> None:
+        volume_id, _ = exported()
+        with pytest.raises(FinalError, match="rbd"):
+            host.connect(volume_id, Connection(protocol="rbd", data=Sealed({"name": "volumes/x"})))
+
+    def test_expected_identity_is_empty_where_the_data_name_none(self, host: Host, exported: Exported) -> None:
+        _, connection = exported()
+        assert host.expected_identity(connection) == ""
+
+    def test_expected_identity_is_in_the_devices_form(self, host: Host, exported: Exported) -> None:
+        _, connection = exported()
+        data = {**connection.data.open(), "wwn": "36001405AAAABBBBCCCCDDDDEEEEFFFF0"}
+        named = Connection(protocol="iscsi", data=Sealed(data))
+        assert host.expected_identity(named) == "6001405aaaabbbbccccddddeeeeffff0"
+
+    def test_encryption_opens_and_closes(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        plain = host.connect(volume_id, connection)
+        assert not host.encryption_open(volume_id)
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        assert opened.link == plain.link
+        assert opened.path.endswith(f"/mapper/tether-{volume_id}")
+        assert host.encryption_open(volume_id)
+        assert any("dm-crypt" in line for line in host.residue(volume_id, connection))
+        host.close_encryption(volume_id)
+        assert not host.encryption_open(volume_id)
+        assert host.find(volume_id) == plain
+
+    def test_encryption_is_repeatable(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        assert host.open_encryption(volume_id, LUKS, PASSPHRASE) == opened
+        host.close_encryption(volume_id)
+        host.close_encryption(volume_id)
+        assert not host.encryption_open(volume_id)
+
+    def test_open_encryption_keeps_size_and_identity_of_the_volume(self, host: Host, exported: Exported) -> None:
+        """A check of the device must give the same answer when a resumed job runs it again."""
+        volume_id, connection = exported()
+        plain = host.connect(volume_id, connection)
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        assert (opened.size, opened.identity, opened.open_count) == (plain.size, plain.identity, 0)
+
+    def test_connect_again_keeps_the_link_on_the_open_mapping(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        assert host.connect(volume_id, connection) == opened
+
+    def test_wrong_passphrase_is_final(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        plain = host.connect(volume_id, connection)
+        with pytest.raises(FinalError) as caught:
+            host.open_encryption(volume_id, LUKS, Sealed("not the passphrase"))
+        assert "not the passphrase" not in repr(caught.value.args)
+        assert not host.encryption_open(volume_id)
+        assert host.find(volume_id) == plain
+
+    def test_encryption_needs_the_connected_volume(self, host: Host, exported: Exported) -> None:
+        volume_id, _ = exported()
+        with pytest.raises(FinalError, match=volume_id):
+            host.open_encryption(volume_id, LUKS, PASSPHRASE)
+
+    def test_disconnect_is_refused_while_dm_crypt_is_open(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        with pytest.raises(FinalError, match="dm-crypt"):
+            host.disconnect(volume_id, connection)
+        assert host.find(volume_id) == opened

@@ -1,0 +1,406 @@
+"""The embedded world's machine: the host protocol over one book.
+
+The book ``host``::
+
+    identity   name, machine_id, boot_id, initiator, nqn, ip
+    devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
+    links      volume id -> what tether's link points to
+    crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping
+    pending    calls that were answered with a time-out and are carried out at `due`
+
+Of the book ``cinder`` it reads ``exports`` (volume id -> target_iqn, auth_username, auth_password), ``keys``
+and of ``volumes`` the size in GiB, ``wwn`` or ``identity`` (what the disk reports), and what a test may add:
+``device_size`` in bytes (a wrong device) and ``identities_differ``.
+
+Nothing is made outside the world's directory, and no link or device file exists; the paths are those that
+a real host would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tether.adapters.cinder.model import Connection, Connector, Encryption
+from tether.adapters.host import wwid
+from tether.adapters.host.model import Device, HostIdentity
+from tether.clock import Clock, SystemClock
+from tether.errors import FinalError, NotFound, UncertainError
+from tether.sealed import Sealed
+from tether.sim import script
+from tether.sim.store import Store
+
+BOOK = "host"
+GIB = 1024**3
+_NAMESPACE = uuid.UUID("5b6c2a0e-70f6-4e9b-9a59-6a1b7f5d2c11")
+
+Book = dict[str, Any]
+
+
+def seed_host(store: Store, *, name: str = "sim-host") -> None:
+    """Write the machine's identity into a new world; a world that has one keeps it.
+
+    Args:
+        name: the host's name; machine id, boot id, initiator and NQN are derived from it, so that two
+            worlds made alike are alike.
+    """
+    with store.change(BOOK) as book:
+        if "identity" in book:
+            return
+        seed = uuid.uuid5(_NAMESPACE, name)
+        book["identity"] = {
+            "name": name,
+            "machine_id": seed.hex,
+            "boot_id": str(uuid.uuid5(seed, "boot")),
+            "initiator": f"iqn.1993-08.org.debian:01:{seed.hex[:12]}",
+            "nqn": f"nqn.2014-08.org.nvmexpress:uuid:{seed}",
+            "ip": "127.0.0.1",
+        }
+        book.update(devices={}, links={}, crypt={}, pending=[])
+
+
+def mapping_name(volume_id: str) -> str:
+    """Return the name of the volume's dm-crypt mapping."""
+    return f"tether-{volume_id}"
+
+
+class SimHost:
+    """The simulated machine.
+
+    Args:
+        store: the world's books; :func:`seed_host` must have been run on them.
+        clock: what late calls are timed by.
+    """
+
+    def __init__(self, store: Store, clock: Clock | None = None) -> None:
+        self._store = store
+        self._clock = clock or SystemClock()
+
+    def identity(self) -> HostIdentity:
+        known = self._read()["identity"]
+        return HostIdentity(**{key: known[key] for key in ("name", "machine_id", "boot_id", "initiator", "nqn")})
+
+    def connector(self) -> Connector:
+        known = self._read()["identity"]
+        system = str(uuid.UUID(known["machine_id"]))
+        return {
+            "platform": "x86_64",
+            "os_type": "linux",
+            "host": known["name"],
+            "ip": known["ip"],
+            "initiator": known["initiator"],
+            "multipath": False,
+            "enforce_multipath": False,
+            "do_local_attach": False,
+            "uuid": system,
+            "system uuid": system,
+            "nqn": known["nqn"],
+        }
+
+    def connect(self, volume_id: str, connection: Connection) -> Device:
+        if connection.protocol == "rbd":
+            raise FinalError(
+                f"volume {volume_id} is an rbd image, which this host cannot log in to",
+                resource=f"volume {volume_id}",
+                hint="attach it as a network disk: rbd volumes never take the host's data path",
+            )
+        data = connection.data.open()
+        iqn = str(data.get("target_iqn", ""))
+        login = _login_of(data)
+        portals = data.get("target_portals") or [data.get("target_portal", "")]
+
+        def effect(book: Book) -> None:
+            self._log_in(book, volume_id, iqn, [str(portal) for portal in portals], login)
+
+        # The credentials are judged now: they are never written down for later.
+        refused = login != _login_of(_export(self._store.read("cinder"), iqn)[1])
+        pending = None if refused else {"verb": "connect", "volume_id": volume_id, "iqn": iqn, "portals": portals}
+        self._perform("host.connect", volume_id, pending, effect)
+        return self._present(self._read(), volume_id)
+
+    def find(self, volume_id: str) -> Device | None:
+        self._perform("host.find", volume_id, None, lambda _: None)
+        book = self._read()
+        if volume_id not in book["links"] or volume_id not in book["devices"]:
+            return None
+        return self._present(book, volume_id)
+
+    def disconnect(self, volume_id: str, connection: Connection) -> None:  # noqa: ARG002  the book goes by the volume
+        pending = {"verb": "disconnect", "volume_id": volume_id}
+        self._perform("host.disconnect", volume_id, pending, lambda book: self._log_out(book, volume_id))
+
+    def residue(self, volume_id: str, connection: Connection) -> list[str]:  # noqa: ARG002  the book goes by the volume
+        book = self._read()
+        left: list[str] = []
+        if device := book["devices"].get(volume_id):
+            left += [f"session {session}" for session in device["sessions"]]
+            left += [f"node record {session}" for session in device["sessions"]]
+            left.append(f"disk {device['path']}")
+        if crypt := book["crypt"].get(volume_id):
+            left.append(f"dm-crypt {crypt['name']}")
+        if volume_id in book["links"]:
+            left.append(f"link {self._link(volume_id)}")
+        return left
+
+    def expected_identity(self, connection: Connection) -> str:
+        return wwid.named_by(connection.protocol, connection.data.open())
+
+    def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
+        known = self._store.read("cinder").get("keys", {}).get(encryption.key_id)
+
+        def effect(book: Book) -> None:
+            if known is None or passphrase.open() != known:
+                raise FinalError(
+                    f"the passphrase does not open volume {volume_id}",
+                    resource=f"volume {volume_id}",
+                    hint=f"check the key {encryption.key_id} in the key manager",
+                )
+            self._open_crypt(book, volume_id)
+
+        # The passphrase is judged now: it is never written down for later.
+        pending = {"verb": "open_encryption", "volume_id": volume_id} if passphrase.open() == known else None
+        self._perform("host.open_encryption", volume_id, pending, effect)
+        return self._present(self._read(), volume_id)
+
+    def encryption_open(self, volume_id: str) -> bool:
+        return volume_id in self._read()["crypt"]
+
+    def close_encryption(self, volume_id: str) -> None:
+        pending = {"verb": "close_encryption", "volume_id": volume_id}
+        self._perform("host.close_encryption", volume_id, pending, lambda book: self._close_crypt(book, volume_id))
+
+    def _perform(
+        self, call: str, volume_id: str, pending: dict[str, Any] | None, effect: Callable[[Book], None]
+    ) -> None:
+        """Carry out one verb as one locked change, or fail as the script says.
+
+        Args:
+            pending: what a late call leaves in the book, without secrets; None if it will have no effect.
+        """
+        scripted = script.take(self._store, call)
+        action = scripted.action if scripted else ""
+        if scripted and action == "slow":
+            self._clock.wait(scripted.seconds)
+        if action == "fail":
+            raise FinalError(
+                f"{call} of volume {volume_id} failed",
+                resource=f"volume {volume_id}",
+                hint="this failure was scripted; run the command again",
+            )
+        if scripted and action == "late" and pending is not None:
+            with self._open() as book:
+                book["pending"].append({**pending, "due": self._clock.time() + scripted.seconds})
+        if action in ("timeout", "late"):
+            raise _no_answer(call, volume_id)
+        try:
+            with self._open() as book:
+                effect(book)
+        except FinalError:
+            if action != "lost-reply":
+                raise
+        if action == "lost-reply":
+            raise _no_answer(call, volume_id)
+
+    @contextmanager
+    def _open(self) -> Iterator[Book]:
+        """Change the book; what has come due is carried out first."""
+        with self._store.change(BOOK) as book:
+            self._carry_out_due(book)
+            yield book
+
+    def _read(self) -> Book:
+        book = self._store.read(BOOK)
+        if any(item["due"] <= self._clock.time() for item in book["pending"]):
+            with self._open() as changed:
+                return changed
+        return book
+
+    def _carry_out_due(self, book: Book) -> None:
+        now = self._clock.time()
+        due = sorted((item for item in book["pending"] if item["due"] <= now), key=lambda item: float(item["due"]))
+        book["pending"] = [item for item in book["pending"] if item["due"] > now]
+        for item in due:
+            volume_id = item["volume_id"]
+            try:
+                if item["verb"] == "connect":
+                    self._log_in(book, volume_id, item["iqn"], item["portals"], None)
+                elif item["verb"] == "disconnect":
+                    self._log_out(book, volume_id)
+                elif item["verb"] == "open_encryption":
+                    self._open_crypt(book, volume_id)
+                else:
+                    self._close_crypt(book, volume_id)
+            except FinalError:
+                # It came too late: what it needed is gone by now, so it has no effect, as on a real host.
+                continue
+
+    def _log_in(
+        self, book: Book, volume_id: str, iqn: str, portals: list[str], login: tuple[object, object] | None
+    ) -> None:
+        cinder = self._store.read("cinder")
+        exported, export = _export(cinder, iqn)
+        resource = f"volume {volume_id}"
+        if not exported:
+            raise FinalError(
+                f"volume {volume_id} cannot be connected: target not found: {iqn}",
+                resource=resource,
+                hint="check that Cinder still exports the volume: openstack volume attachment list",
+            )
+        if login is not None and login != _login_of(export):
+            raise FinalError(
+                f"volume {volume_id} cannot be connected: login to {iqn} failed: authorization failure",
+                resource=resource,
+                hint="detach and attach again: Cinder makes new CHAP credentials with each export",
+            )
+        volume = cinder["volumes"][exported]
+        device = book["devices"].get(volume_id) or {"path": _free_path(book), "open_count": 0}
+        device.update(
+            size=volume.get("device_size", volume["size"] * GIB),
+            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or _derived_identity(exported)),
+            identities_differ=bool(volume.get("identities_differ", False)),
+            iqn=iqn,
+            sessions=[f"{portal} {iqn}" for portal in portals],
+        )
+        book["devices"][volume_id] = device
+        crypt = book["crypt"].get(volume_id)
+        book["links"][volume_id] = f"/dev/mapper/{crypt['name']}" if crypt else device["path"]
+
+    def _log_out(self, book: Book, volume_id: str) -> None:
+        if volume_id in book["crypt"]:
+            raise FinalError(
+                f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
+                resource=f"volume {volume_id}",
+                hint=f"close it first: cryptsetup close {mapping_name(volume_id)}",
+            )
+        if volume_id in book["devices"] and self._open_count(book, volume_id):
+            raise FinalError(
+                f"volume {volume_id} cannot be disconnected: its device is open",
+                resource=f"volume {volume_id}",
+                hint="detach the disk from the guest first, then resume the job",
+            )
+        book["devices"].pop(volume_id, None)
+        book["links"].pop(volume_id, None)
+
+    def _open_crypt(self, book: Book, volume_id: str) -> None:
+        if volume_id not in book["devices"]:
+            raise FinalError(
+                f"volume {volume_id} is not connected, so its encryption cannot be opened",
+                resource=f"volume {volume_id}",
+                hint="connect it first: resume the job that attaches it",
+            )
+        name = mapping_name(volume_id)
+        book["crypt"][volume_id] = {"name": name, "uuid": f"CRYPT-LUKS1-{volume_id.replace('-', '')}-{name}"}
+        book["links"][volume_id] = f"/dev/mapper/{name}"
+
+    def _close_crypt(self, book: Book, volume_id: str) -> None:
+        if volume_id in book["crypt"] and self._open_count(book, volume_id):
+            raise FinalError(
+                f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is in use",
+                resource=f"volume {volume_id}",
+                hint="detach the disk from the guest first",
+            )
+        book["crypt"].pop(volume_id, None)
+        if device := book["devices"].get(volume_id):
+            book["links"][volume_id] = device["path"]
+
+    def _present(self, book: Book, volume_id: str) -> Device:
+        device = book["devices"].get(volume_id)
+        if device is None:
+            raise UncertainError(
+                f"the device of volume {volume_id} has gone away",
+                resource=f"volume {volume_id}",
+                hint="look at the host's sessions, then resume the job",
+            )
+        return Device(
+            link=self._link(volume_id),
+            path=book["links"].get(volume_id, device["path"]),
+            kind="block",
+            size=device["size"],
+            identity=device["identity"],
+            identities_differ=device["identities_differ"],
+            open_count=self._open_count(book, volume_id),
+        )
+
+    def _open_count(self, book: Book, volume_id: str) -> int:
+        """Return how many hold the device open: running guests of this world, and whoever a test adds."""
+        link = self._link(volume_id)
+        guests = [
+            path for path in (self._store.directory / "guests").glob("*/live.xml") if link in _text_or_empty(path)
+        ]
+        return int(book["devices"][volume_id]["open_count"]) + len(guests)
+
+    def _link(self, volume_id: str) -> str:
+        return str(self._store.directory / "run" / "volumes" / volume_id)
+
+
+class SimKeys:
+    """The simulated key manager: the ``keys`` of the book ``cinder``, key id -> passphrase.
+
+    Args:
+        store: the world's books.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def passphrase(self, encryption: Encryption) -> Sealed[str]:
+        known = self._store.read("cinder").get("keys", {})
+        if encryption.key_id not in known:
+            raise NotFound(
+                f"the key manager has no key {encryption.key_id}",
+                resource=f"key {encryption.key_id}",
+                hint="check the volume's encryption: openstack volume show",
+            )
+        return Sealed(str(known[encryption.key_id]))
+
+
+def _no_answer(call: str, volume_id: str) -> UncertainError:
+    return UncertainError(
+        f"{call} of volume {volume_id} did not answer in time",
+        resource=f"volume {volume_id}",
+        hint="resume the job: it looks at the host again",
+    )
+
+
+def _export(cinder: Book, iqn: str) -> tuple[str, dict[str, Any]]:
+    """Return the volume that is exported under this name, and its export; empty if there is none."""
+    exports: dict[str, dict[str, Any]] = cinder.get("exports", {})
+    return next(((volume_id, item) for volume_id, item in exports.items() if item["target_iqn"] == iqn), ("", {}))
+
+
+def _login_of(export: dict[str, Any]) -> tuple[object, object]:
+    """Return the CHAP user and password of an export or of connection data."""
+    return export.get("auth_username"), export.get("auth_password")
+
+
+def _free_path(book: Book) -> str:
+    """Return the first free name of a SCSI disk; sdaa follows sdz."""
+    taken = {device["path"] for device in book["devices"].values()}
+    number = 0
+    while (path := f"/dev/sd{_letters(number)}") in taken:
+        number += 1
+    return path
+
+
+def _letters(number: int) -> str:
+    text = ""
+    while number >= 0:
+        text = chr(ord("a") + number % 26) + text
+        number = number // 26 - 1
+    return text
+
+
+def _derived_identity(volume_id: str) -> str:
+    """Return the NAA that LIO would give: its vendor digits, then digits made from the volume's id."""
+    return "naa.6001405" + hashlib.sha256(volume_id.encode()).hexdigest()[:25]
+
+
+def _text_or_empty(path: Any) -> str:
+    """Return a guest's live XML; it may vanish while the book is read."""
+    try:
+        return str(path.read_text())
+    except FileNotFoundError:
+        return ""
