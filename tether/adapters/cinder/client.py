@@ -178,7 +178,7 @@ class CinderClient(Cinder):
             "show the encryption of",
             "volume",
             volume_id,
-            lambda client: wire.encryption(client.volumes.get_encryption_metadata(volume_id).to_dict()),
+            lambda client: wire.encryption(client.volumes.get_encryption_metadata(volume_id)),
         )
 
     def reserve(self, volume_id: str) -> None:

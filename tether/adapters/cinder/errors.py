@@ -17,6 +17,7 @@ from typing import Any
 from tether.errors import ConfigError, FinalError, NotFound, TetherError, UncertainError
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TAG = re.compile(r"<[^<>]+>")  # webob puts <br /> into its own messages
 _LONGEST = 400
 _NO_SUCH_ROUTE = "The resource could not be found."  # webob's text for a URL or a microversion that has no route
 #: Calls that the deletion check of bug 2004555 guards: Cinder answers 500 where it cannot ask Nova.
@@ -217,7 +218,7 @@ def first_line(error: object) -> str:
 
     text = getattr(error, "message", None)
     lines = str(text if isinstance(text, str) and text.strip() else error).strip().splitlines()
-    line = strutils.mask_password(lines[0].strip()) if lines else type(error).__name__
+    line = _TAG.sub("", strutils.mask_password(lines[0])).strip() if lines else type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
@@ -249,7 +250,7 @@ def _is_refusal(code: int) -> bool:
 
 
 def _not_found(text: str, call: Call) -> TetherError:
-    if call.id and call.id in text and not text.startswith(_NO_SUCH_ROUTE):
+    if call.id and call.id in text and text != _NO_SUCH_ROUTE:
         return NotFound(
             f"cannot {call.words}: Cinder has no such {call.kind}: {text}",
             resource=call.resource,
