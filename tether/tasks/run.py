@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from tether.adapters.cinder.model import Cinder, CinderIdentity, Connection, Connector
 from tether.adapters.guest.model import Guest, Server
 from tether.adapters.host.model import Host, HostIdentity, Keys
 from tether.clock import Clock
-from tether.errors import FinalError, Interrupted, LostLease, NotFound, OperatorNeeded, UncertainError
+from tether.errors import FinalError, Interrupted, LostLease, NotFound, OperatorNeeded, TetherError, UncertainError
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger, MappingRow
 from tether.settings import Settings
+
+
+def describe(step: str, error: BaseException | None) -> dict[str, str]:
+    """Return an error as the job's row keeps it."""
+    if isinstance(error, TetherError):
+        return {
+            "step": step,
+            "code": error.code,
+            "message": error.message,
+            "resource": error.resource,
+            "hint": error.hint,
+        }
+    text = f"{type(error).__name__}: {error}" if error is not None else "unknown"
+    return {"step": step, "code": "unexpected", "message": text, "resource": "", "hint": "please report this"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Run:
     lost: bool = False
     pivoted: bool = False
     terminated: bool = False
+    futures: list[Future[Any]] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
     _quiet_at: dict[str, float] = field(default_factory=dict)
     _connection: Connection | None = None
@@ -78,6 +95,12 @@ class Run:
         self.check()
         self.tools.clock.wait(seconds, None if self.cancelled else self.wake)
         self.check()
+
+    def failed(self, step: str, error: BaseException | None) -> None:
+        """Store the first thing that went wrong, so that a later run can still tell it."""
+        if self.job.error is None:
+            self.tools.ledger.update_job(self.job.id, error=describe(step, error))
+            self.job = self.tools.ledger.job(self.job.id)
 
     # -- what may still be on the wire -----------------------------------------------------------------------
 

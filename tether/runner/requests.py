@@ -1,0 +1,216 @@
+"""Turns what an operator asks for into a job, exactly one for one request."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+
+from tether.adapters.cinder.model import Volume
+from tether.adapters.guest.model import Server
+from tether.errors import ConflictError, FinalError, HeldError, NotFound
+from tether.flows.registry import CURRENT
+from tether.persistence.ledger import Job, MappingRow, Params
+from tether.runner.jobs import DONE, Runner
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; empty means: as the settings say.
+
+    Args:
+        volume: id or unique name.
+        server: UUID or name.
+        key: the caller's idempotency key (``--request-id``), or empty.
+        join: wait for another job about the same thing, instead of exit code 5.
+    """
+
+    volume: str
+    server: str
+    device: str = ""
+    bus: str = ""
+    mode: str = "rw"
+    dialect: str = "auto"
+    key: str = ""
+    join: bool = True
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job, and whether it is new: then it is still to be run."""
+
+    job: Job
+    new: bool
+
+
+def submit(runner: Runner, kind: str, request: Request) -> Accepted:
+    """Return the job for a request: a new one, or the one that already does or did it.
+
+    Args:
+        kind: ``attach`` or ``detach``.
+
+    Raises:
+        NotFound: no such volume, server or mapping.
+        ConflictError: it is attached, or being attached, in another way.
+        HeldError: another job has the volume.
+    """
+    ledger = runner.tools.ledger
+    if request.key:
+        earlier = ledger.job_of_key(request.key)
+        if earlier is not None:
+            return Accepted(_same(earlier, kind, request), new=False)
+    volume = runner.tools.cinder.find_volume(request.volume)
+    server = runner.tools.guest.find_server(request.server)
+    mapping = ledger.mapping(volume.id, server.uuid)
+    running = ledger.open_job(volume.id)
+    if running is not None:
+        return _join(runner, running, kind, volume, server, request)
+    if kind == "attach":
+        if mapping is not None:
+            _compare(mapping, volume, server, request)
+            return Accepted(ledger.job(mapping.job_id), new=False)
+        params = attach_params(runner, volume, request)
+    else:
+        if mapping is None:
+            return Accepted(_already_detached(runner, volume, server), new=False)
+        params = detach_params(mapping, volume)
+    job_id = str(uuid.uuid4())
+    job = Job(
+        id=job_id,
+        kind=kind,
+        version=CURRENT[kind],
+        state="queued",
+        volume_id=volume.id,
+        volume_name=volume.name or volume.id,
+        server_id=server.uuid,
+        server_name=server.name,
+        request_id=f"req-{job_id}",
+        params=params,
+        place=runner.place(),
+        idempotency_key=request.key or None,
+    )
+    try:
+        return Accepted(ledger.add_job(job), new=True)
+    except HeldError:
+        holder = ledger.open_job(volume.id)
+        if holder is None:
+            raise
+        return _join(runner, holder, kind, volume, server, request)
+
+
+def attach_params(runner: Runner, volume: Volume, request: Request) -> Params:
+    """Return the case of an attach.
+
+    Raises:
+        FinalError: the dialect cannot attach this volume.
+    """
+    settings, cloud = runner.tools.settings, runner.tools.cinder.identity()
+    dialect = request.dialect if request.dialect != "auto" else settings.dialect
+    if dialect == "auto":
+        dialect = "attachments" if cloud.speaks("3.44") else "legacy"
+    if dialect == "legacy" and volume.multiattach:
+        raise FinalError(
+            f"volume {volume.name} is multiattach, which the legacy dialect does not know",
+            resource=f"volume {volume.id}",
+            hint="use --dialect attachments",
+        )
+    if dialect == "attachments" and not cloud.speaks("3.44"):
+        raise FinalError(
+            f"Cinder speaks {cloud.microversion}; the attachments dialect needs 3.44", hint="use --dialect legacy"
+        )
+    if dialect == "attachments" and volume.metadata.get("readonly") == "False":
+        LOG.warning(
+            "volume %s was attached with the legacy dialect before: Cinder will show its attachments as ro,"
+            " although they are rw",
+            volume.name,
+        )
+    marked = settings.owner_mark == "on" or (settings.owner_mark == "auto" and cloud.service_token)
+    return Params(
+        device=request.device.removeprefix("/dev/"),
+        bus=request.bus or settings.disk_bus,
+        mode=request.mode,
+        dialect=dialect,
+        data_path=settings.data_path,
+        encrypted=volume.encrypted,
+        multiattach=volume.multiattach,
+        owner_mark=marked and dialect == "attachments",
+    )
+
+
+def detach_params(mapping: MappingRow, volume: Volume) -> Params:
+    """Return the case of a detach: that of the attach before it."""
+    return Params(
+        device=mapping.target,
+        bus=mapping.bus,
+        mode=mapping.mode,
+        dialect=mapping.dialect,
+        data_path=mapping.data_path,
+        encrypted=mapping.encrypted,
+        multiattach=volume.multiattach,
+        owner_mark=bool(mapping.owner_mark),
+    )
+
+
+def _same(job: Job, kind: str, request: Request) -> Job:
+    named = {job.volume_id, job.volume_name} & {request.volume} and {job.server_id, job.server_name} & {request.server}
+    if job.kind != kind or not named:
+        raise ConflictError(
+            f"the request id {request.key!r} belongs to job {job.id}: {job.kind} of {job.volume_name} and"
+            f" {job.server_name}",
+            resource=f"job {job.id}",
+            hint="use a new --request-id for a new request",
+        )
+    return job
+
+
+def _compare(mapping: MappingRow, volume: Volume, server: Server, request: Request) -> None:
+    """Raise ConflictError if it is attached in another way than asked for."""
+    asked = {
+        "target": request.device.removeprefix("/dev/"),
+        "bus": request.bus,
+        "mode": "" if volume.readonly else request.mode,
+        "dialect": request.dialect if request.dialect != "auto" else "",
+    }
+    for name, value in asked.items():
+        has = getattr(mapping, name)
+        if value and value != has:
+            raise ConflictError(
+                f"volume {volume.name or volume.id} is attached to {server.name} with {name} {has}, not {value}",
+                resource=f"volume {volume.id}",
+                hint=f"detach it first: tether detach {volume.id} {server.name}",
+            )
+
+
+def _join(runner: Runner, running: Job, kind: str, volume: Volume, server: Server, request: Request) -> Accepted:
+    """Return the open job if it is about the same thing; otherwise wait for it a while, or refuse."""
+    same = running.kind == kind and running.server_id == server.uuid
+    if same and kind == "attach":
+        mapping = runner.tools.ledger.mapping_of_job(running.id)
+        if mapping is not None:
+            _compare(mapping, volume, server, request)
+    live = runner.is_live(running) or running.state == "queued"
+    if same and live and request.join:
+        return Accepted(running, new=False)
+    if live and request.join:
+        ended = runner.wait_for(running, seconds=runner.tools.settings.wait)
+        if not ended.open:
+            return submit(runner, kind, request)
+    state = "running" if live else "blocked" if running.state == "blocked" else "interrupted"
+    raise HeldError(
+        f"volume {volume.name or volume.id} is held by job {running.id}: {running.kind} to {running.server_name}, {state}",
+        resource=f"volume {volume.id}",
+        hint=f"see: tether job show {running.id}" if live else f"first: tether job resume {running.id}",
+    )
+
+
+def _already_detached(runner: Runner, volume: Volume, server: Server) -> Job:
+    last = runner.tools.ledger.last_job_of(volume.id, server.uuid)
+    if last is None or last.state != DONE["detach"]:
+        raise NotFound(
+            f"tether has not attached volume {volume.name or volume.id} to server {server.name}",
+            resource=f"volume {volume.id}",
+            hint="see: tether mapping list",
+        )
+    return last
