@@ -128,7 +128,6 @@ KINDS: dict[str, Kind] = {
         " DuplicateResource ResourceTimeout ResourceFailure InvalidResourceQuery ConfigException NotSupported"
         " ValidationException ServiceDisabledException ServiceDiscoveryException",
     ),
-    **_names(Kind.CONFIG, "yaml.error", "YAMLError MarkedYAMLError"),
 }
 
 
@@ -185,11 +184,7 @@ def translate(error: Exception, call: Call) -> TetherError:
     if isinstance(original, Exception) and kind_of(original) is Kind.CONFIG:
         kind, error = Kind.CONFIG, original
     if kind is Kind.CONFIG:
-        return ConfigError(
-            f"cannot {call.words}: {first_line(error)}",
-            resource=call.resource,
-            hint="check [cinder] in tether.conf, clouds.yaml and the OS_* variables",
-        )
+        return unusable_configuration(error, call)
     if kind is Kind.UNREACHABLE:
         return _unreachable(error, call)
     return UncertainError(
@@ -197,6 +192,15 @@ def translate(error: Exception, call: Call) -> TetherError:
         f" ({type(error).__name__}: {first_line(error)})",
         resource=call.resource,
         hint=_READ_BACK_HINT,
+    )
+
+
+def unusable_configuration(error: Exception, call: Call) -> ConfigError:
+    """Return the error for whatever went wrong before anything was sent."""
+    return ConfigError(
+        f"cannot {call.words}: {first_line(error)}",
+        resource=call.resource,
+        hint="check [cinder] in tether.conf, clouds.yaml and the OS_* variables",
     )
 
 

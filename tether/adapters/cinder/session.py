@@ -7,7 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tether.adapters.cinder.client import CinderClient, RequestIds
-from tether.adapters.cinder.errors import Call, translate
+from tether.adapters.cinder.errors import Call, unusable_configuration
 from tether.clock import Clock, SystemClock
 from tether.errors import ConfigError
 from tether.settings import Settings
@@ -45,9 +45,11 @@ def open_cinder(
         session, options = _noauth(settings) if settings.endpoint_override else _keystone(settings)
     except ConfigError:
         raise
-    except Exception as error:
+    except Exception as error:  # nothing is sent here, so whatever it is, it is the configuration
         endpoint = settings.endpoint_override or settings.os_cloud or "the environment's cloud"
-        raise translate(error, Call("open", "Cinder", "", endpoint, settings.send_service_user_token)) from error
+        raise unusable_configuration(
+            error, Call("open", "Cinder", "", endpoint, settings.send_service_user_token)
+        ) from error
     if transport is not None:
         session.session.mount("http://", transport)
         session.session.mount("https://", transport)
