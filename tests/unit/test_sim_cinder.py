@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.sim_cinder_api import GENERIC, OTHER_VM, VM, Api, connector, message, unknown_id
+from tether.errors import ConflictError, UsageError
 from tether.sim.cinder import seed_cinder
 from tether.sim.cinder.seed import SEEDED
-from tests.unit.sim_cinder_api import GENERIC, OTHER_VM, VM, Api, connector, message, unknown_id
 
 
 @pytest.fixture
@@ -42,8 +43,10 @@ def test_only_one_may_reserve_but_the_same_instance_may_again(api: Api) -> None:
     refused = api.create(volume, instance_uuid=OTHER_VM)
     assert (refused.status_code, message(refused)) == (
         400,
-        f"Invalid volume: Volume {volume} status must be available or downloading to reserve, "
-        "but the current status is reserved.",
+        (
+            f"Invalid volume: Volume {volume} status must be available or downloading to reserve, "
+            "but the current status is reserved."
+        ),
     )
     assert api.create(volume).status_code == 400
     api.created(volume, instance_uuid=VM)
@@ -60,8 +63,10 @@ def test_create_is_refused_by_status(api: Api, status: str) -> None:
     refused = api.create(volume, host="host-a")
     assert (refused.status_code, message(refused)) == (
         400,
-        f"Invalid volume: Volume {volume} status must be available or downloading to reserve, "
-        f"but the current status is {status}.",
+        (
+            f"Invalid volume: Volume {volume} status must be available or downloading to reserve, "
+            f"but the current status is {status}."
+        ),
     )
     assert api.states(volume) == (status, "detached", [])
 
@@ -72,8 +77,10 @@ def test_create_is_refused_in_error(api: Api, status: str) -> None:
     refused = api.create(volume)
     assert (refused.status_code, message(refused)) == (
         400,
-        "Invalid volume: Volume attachments can not be created if the volume is in an error state. "
-        f"The Volume {volume} currently has a status of: {status} ",
+        (
+            "Invalid volume: Volume attachments can not be created if the volume is in an error state. "
+            f"The Volume {volume} currently has a status of: {status} "
+        ),
     )
 
 
@@ -91,8 +98,10 @@ def test_multiattach_may_be_created_in_use_but_not_while_another_is_in_flight(ap
     refused = api.create(volume)
     assert (refused.status_code, message(refused)) == (
         400,
-        f"Invalid volume: Volume {volume} status must be available or in-use or downloading to reserve, "
-        "but the current status is reserved.",
+        (
+            f"Invalid volume: Volume {volume} status must be available or in-use or downloading to reserve, "
+            "but the current status is reserved."
+        ),
     )
     assert api.update(second, "host-b").status_code == 200
     assert api.create(volume).status_code == 400
@@ -152,8 +161,10 @@ def test_update_is_refused_in_error(api: Api) -> None:
     refused = api.update(attachment)
     assert (refused.status_code, message(refused)) == (
         409,
-        "Resource conflict: Volume attachments can not be updated if the volume is in an error state. "
-        f"The Volume {volume} currently has a status of: error ",
+        (
+            "Resource conflict: Volume attachments can not be updated if the volume is in an error state. "
+            f"The Volume {volume} currently has a status of: error "
+        ),
     )
     assert not api.exported(volume)
 
@@ -422,8 +433,10 @@ def test_a_failing_connect_in_create_leaks_the_reserved_row(api: Api) -> None:
     answer = api.call("POST", "/attachments", {"attachment": wanted})
     assert (answer.status_code, message(answer)) == (
         500,
-        "Unable to create attachment for volume (Invalid input received: Connector doesn't have required "
-        "information: initiator).",
+        (
+            "Unable to create attachment for volume (Invalid input received: Connector doesn't have required "
+            "information: initiator)."
+        ),
     )
     assert api.states(volume) == ("reserved", "detached", ["reserved"])
     leaked = api.show(api.rows(volume)[0]["id"])
@@ -488,3 +501,15 @@ def test_the_seeded_volumes(api: Api) -> None:
     assert api.create(secret, host="host-a").json()["attachment"]["connection_info"]["encrypted"] is True
     plain = api.call("GET", f"/volumes/{SEEDED['vol1'][0]}/encryption")
     assert plain.json() == {"encryption_key_id": None}
+
+
+def test_what_cannot_be_added(api: Api) -> None:
+    volume = api.volume()
+    with pytest.raises(ConflictError, match=volume):
+        api.volume(id=volume)
+    with pytest.raises(UsageError, match="colour") as caught:
+        api.volume(colour="red")
+    assert "multiattach" in caught.value.hint
+    with pytest.raises(UsageError, match="not a UUID"):
+        api.volume(id="vol1")
+    assert list(api.book()["volumes"]) == [volume]

@@ -134,9 +134,15 @@ class CinderApp:
         return Answer(answer.status, answer.body, {**headers, **answer.headers})
 
     def settle(self) -> None:
-        """Do what has come due: work that was left pending by a late answer."""
-        with self.store.change("cinder") as book:
-            _settle(book, self.clock.time())
+        """Do what has come due of the work that late answers left pending.
+
+        Every request does so by itself. Who reads the book directly, to see which volumes are exported, asks
+        for it first.
+        """
+        now = self.clock.time()
+        if any(item["due"] <= now for item in self.store.read("cinder").get("pending", ())):
+            with self.store.change("cinder") as book:
+                _settle(book, now)
 
     def _carry_out(self, request: Request, way: Route, version: tuple[int, int], late: float | None) -> Answer:
         now = self.clock.time()

@@ -42,7 +42,6 @@ class Call:
         now: seconds since the epoch.
         version: the microversion asked for.
         late: if not None, cinder-volume answers too late, and finishes that many seconds from now.
-        hopped: set once the request has reached cinder-volume.
     """
 
     book: Book
@@ -50,7 +49,6 @@ class Call:
     now: float
     version: tuple[int, int]
     late: float | None = None
-    hopped: bool = False
 
     def rpc(self, work: str, **arguments: Any) -> Any:
         """Have cinder-volume do a piece of work, one of :data:`WORK`.
@@ -59,7 +57,6 @@ class Call:
             Fault: it refuses.
             RpcTimeoutError: no answer in time; the work is pending.
         """
-        self.hopped = True
         if self.late is not None:
             pending = {"due": self.now + self.late, "work": work, "arguments": arguments}
             self.book.setdefault("pending", []).append(pending)

@@ -69,10 +69,10 @@ def new_volume(book: Book, now: float, *, encrypted: bool = False, passphrase: s
             availability_zone, project_id, status, …
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: there is no such column, or the id is not a UUID.
         ConflictError: a volume with this id is there already.
     """
-    volume_id = str(facts.get("id") or uuid.uuid4())
+    volume_id = _checked_id(str(facts.get("id") or uuid.uuid4()))
     if volume_id in book.setdefault("volumes", {}):
         raise ConflictError(
             f"a volume {volume_id} is there already",
@@ -120,6 +120,13 @@ def new_volume(book: Book, now: float, *, encrypted: bool = False, passphrase: s
         row["encryption"] = _new_key(book, volume_id, passphrase)
     book["volumes"][volume_id] = row
     return row
+
+
+def _checked_id(volume_id: str) -> str:
+    try:
+        return str(uuid.UUID(volume_id))
+    except ValueError as error:
+        raise UsageError(f"{volume_id} is not a UUID", hint="leave the id out, or give one like uuidgen's") from error
 
 
 def _new_key(book: Book, volume_id: str, passphrase: str) -> dict[str, Any]:
