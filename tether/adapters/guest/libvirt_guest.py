@@ -1,0 +1,333 @@
+"""The guest by libvirt-python, an optional extra."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
+from xml.etree import ElementTree as ET
+
+from tether.adapters.guest.connection import Libvirtd, Waiter
+from tether.adapters.guest.model import (
+    Definition,
+    GuestIdentity,
+    Power,
+    Scope,
+    SecretUse,
+    Server,
+    Unplugged,
+)
+from tether.adapters.guest.xml import MARKS_KEY, MARKS_URI, marks_xml, parse_definition, parse_element
+from tether.errors import ConfigError, FinalError, NotFound, UncertainError
+from tether.sealed import Sealed
+from tether.settings import Settings
+
+T = TypeVar("T")
+
+#: While QEMU is silent, the XML is read this often (seconds): an event is lost with its connection.
+POLL_INTERVAL = 1.0
+#: QEMU's word for a request that is still open from an earlier attempt.
+STILL_OPEN = "in the process of unplug"
+#: How often a domain is read whose state changes under the reader's eyes.
+READS = 3
+
+
+def open_guest(settings: Settings) -> LibvirtGuest:
+    """Return the guest adapter; libvirtd is contacted by its first verb.
+
+    Raises:
+        ConfigError: libvirt-python is not installed.
+    """
+    try:
+        import libvirt
+    except ImportError as error:
+        raise ConfigError("libvirt-python is not installed", hint="pip install tether[libvirt]") from error
+    return LibvirtGuest(libvirt, settings)
+
+
+class LibvirtGuest:
+    """Implements :class:`tether.adapters.guest.model.Guest`.
+
+    It may be used by several threads, and only by the process that made it: threads do not survive a fork.
+    """
+
+    def __init__(self, libvirt: Any, settings: Settings) -> None:
+        self._libvirt = libvirt
+        self._settings = settings
+        self._daemon = Libvirtd(libvirt, settings)
+        self._flags = {
+            Scope.LIVE: libvirt.VIR_DOMAIN_AFFECT_LIVE,
+            Scope.PERSISTENT: libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+        }
+
+    def identity(self) -> GuestIdentity:
+        uri, capabilities = self._daemon.read("getCapabilities", lambda c: (c.getURI(), c.getCapabilities()))
+        parts = urlsplit(uri)
+        plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return GuestIdentity(plain, parse_element(capabilities, "capabilities").findtext("host/uuid", ""))
+
+    def find_server(self, name_or_uuid: str) -> Server:
+        try:
+            return self.show_server(str(UUID(name_or_uuid)))
+        except (ValueError, NotFound):
+            resource = f"server {name_or_uuid}"
+            return self._daemon.read(
+                "lookupByName", lambda c: self._server(c.lookupByName(name_or_uuid)), resource=resource
+            )
+
+    def show_server(self, uuid: str) -> Server:
+        return self._read(uuid, "show", self._server)
+
+    def list_servers(self) -> list[Server]:
+        servers = []
+        for uuid in self._daemon.read("listAllDomains", lambda c: [d.UUIDString() for d in c.listAllDomains(0)]):
+            try:
+                servers.append(self.show_server(uuid))
+            except NotFound:
+                continue  # undefined or migrated since the list was made
+        return servers
+
+    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str) -> None:
+        marks = {**self._definition(uuid, scope).marks, volume_id: job_id}
+        self._set_marks(uuid, scope, marks)
+
+    def unmark(self, uuid: str, scope: Scope, volume_id: str) -> None:
+        definition = self.show_server(uuid).definition(scope)
+        if definition is None or volume_id not in definition.marks:
+            return
+        marks = {volume: job for volume, job in definition.marks.items() if volume != volume_id}
+        self._set_marks(uuid, scope, marks)
+
+    def plug(self, uuid: str, scope: Scope, disk_xml: str) -> None:
+        self._change(uuid, "attachDeviceFlags", lambda d: d.attachDeviceFlags(disk_xml, self._flags[scope]))
+
+    def unplug(self, uuid: str, scope: Scope, alias: str) -> Unplugged:
+        if scope is Scope.LIVE:
+            with self._daemon.watch(uuid, alias) as waiter:
+                return self._unplug_live(uuid, alias, waiter)
+        if self._has(uuid, scope, alias) is not None:
+            self._request(uuid, scope, alias)
+            if self._has(uuid, scope, alias) is not None:
+                raise UncertainError(
+                    f"libvirt says that disk {alias} is detached, and the persistent XML still has it",
+                    resource=f"server {uuid}",
+                    hint="look at `virsh dumpxml --inactive`, then resume the job",
+                )
+        return Unplugged.REMOVED
+
+    def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
+        def define(connection: Any) -> None:
+            secret = self._lookup(connection, use)
+            if secret is None:
+                secret = connection.secretDefineXML(_secret_xml(use), 0)
+            secret.setValue(value.open().encode(), 0)
+
+        self._daemon.call("secretDefineXML", define, self._daemon.connection(), resource=f"secret {use.usage}")
+
+    def has_secret(self, use: SecretUse) -> bool:
+        return self._daemon.read(
+            "secretLookupByUsage", lambda c: self._lookup(c, use) is not None, resource=f"secret {use.usage}"
+        )
+
+    def undefine_secret(self, use: SecretUse) -> None:
+        def undefine(connection: Any) -> None:
+            secret = self._lookup(connection, use)
+            if secret is not None:
+                secret.undefine()
+
+        self._daemon.call("undefineSecret", undefine, self._daemon.connection(), resource=f"secret {use.usage}")
+
+    # Reading and changing a domain.
+
+    def _read(self, uuid: str, verb: str, function: Callable[[Any], T]) -> T:
+        return self._daemon.read(verb, lambda c: function(c.lookupByUUIDString(uuid)), resource=f"server {uuid}")
+
+    def _change(self, uuid: str, verb: str, function: Callable[[Any], Any]) -> None:
+        """Look the domain up, which may reconnect, then call once: a change is never repeated here."""
+        domain = self._read(uuid, "lookupByUUIDString", lambda found: found)
+        self._daemon.call(verb, function, domain, resource=f"server {uuid}")
+
+    def _definition(self, uuid: str, scope: Scope) -> Definition:
+        definition = self.show_server(uuid).definition(scope)
+        if definition is None:
+            raise FinalError(
+                f"server {uuid} has no {scope} definition now",
+                resource=f"server {uuid}",
+                hint="read the server again: its power state has changed",
+            )
+        return definition
+
+    def _set_marks(self, uuid: str, scope: Scope, marks: dict[str, str]) -> None:
+        kind = self._libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        element = marks_xml(marks, prefixed=False) if marks else None
+        self._change(
+            uuid, "setMetadata", lambda d: d.setMetadata(kind, element, MARKS_KEY, MARKS_URI, self._flags[scope])
+        )
+
+    def _server(self, domain: Any) -> Server:
+        """Read all of a domain; runs in the call's thread."""
+        lv = self._libvirt
+        for _ in range(READS):
+            state, reason = domain.state()[:2]
+            xml = domain.XMLDesc(0)
+            runs = re.match(r"\s*<domain\s[^>]*\bid=", xml) is not None
+            # A domain that starts or stops between the two reads shows one state and the other's XML.
+            if state == lv.VIR_DOMAIN_CRASHED or runs == (state not in (lv.VIR_DOMAIN_SHUTOFF,)):
+                break
+        else:
+            raise UncertainError(
+                "the domain's state changes while it is read",
+                resource=f"server {domain.UUIDString()}",
+                hint="wait until it has started or stopped, then resume the job",
+            )
+        persistent = domain.isPersistent()
+        return Server(
+            uuid=domain.UUIDString(),
+            name=domain.name(),
+            power=self._power(state),
+            live=parse_definition(xml) if runs else None,
+            persistent=parse_definition(domain.XMLDesc(lv.VIR_DOMAIN_XML_INACTIVE)) if persistent else None,
+            managed_save=bool(domain.hasManagedSaveImage()),
+            migrating=runs and self._migrating(domain, state, reason),
+            memory_snapshots=dict(
+                snapshot
+                for snapshot in (_memory_snapshot(item.getXMLDesc(0)) for item in domain.listAllSnapshots(0))
+                if snapshot is not None
+            ),
+        )
+
+    def _power(self, state: int) -> Power:
+        lv = self._libvirt
+        return {
+            lv.VIR_DOMAIN_SHUTOFF: Power.SHUTOFF,
+            lv.VIR_DOMAIN_CRASHED: Power.CRASHED,
+            lv.VIR_DOMAIN_PAUSED: Power.PAUSED,
+            # A guest in S3 runs no driver that could answer.
+            lv.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
+        }.get(state, Power.RUNNING)
+
+    def _migrating(self, domain: Any, state: int, reason: int) -> bool:
+        lv = self._libvirt
+        if (state, reason) in (
+            (lv.VIR_DOMAIN_PAUSED, lv.VIR_DOMAIN_PAUSED_MIGRATION),
+            (lv.VIR_DOMAIN_PAUSED, lv.VIR_DOMAIN_PAUSED_POSTCOPY),
+            (lv.VIR_DOMAIN_PAUSED, lv.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
+            (lv.VIR_DOMAIN_RUNNING, lv.VIR_DOMAIN_RUNNING_POSTCOPY),
+        ):
+            return True
+        try:
+            stats = domain.jobStats()
+        except lv.libvirtError as error:
+            if error.get_error_code() == lv.VIR_ERR_OPERATION_INVALID:  # it has stopped meanwhile
+                return False
+            raise
+        return stats.get("type", lv.VIR_DOMAIN_JOB_NONE) != lv.VIR_DOMAIN_JOB_NONE and stats.get("operation") in (
+            lv.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN,
+            lv.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
+        )
+
+    # Unplugging.
+
+    def _has(self, uuid: str, scope: Scope, alias: str) -> Power | None:
+        """Return the domain's power state if this definition has the disk, otherwise None."""
+        server = self.show_server(uuid)
+        definition = server.definition(scope)
+        there = definition is not None and any(disk.alias == alias for disk in definition.disks)
+        return server.power if there else None
+
+    def _request(self, uuid: str, scope: Scope, alias: str) -> None:
+        """Ask for the unplug; a disk that is gone by now is no failure."""
+        try:
+            self._change(uuid, "detachDeviceAlias", lambda d: d.detachDeviceAlias(alias, self._flags[scope]))
+        except FinalError as error:
+            if STILL_OPEN not in error.message and self._has(uuid, scope, alias) is not None:
+                raise
+
+    def _unplug_live(self, uuid: str, alias: str, waiter: Waiter) -> Unplugged:
+        sent = False
+        outcome = Unplugged.PENDING
+        for _ in range(max(1, self._settings.device_detach_attempts)):
+            power = self._has(uuid, Scope.LIVE, alias)
+            if power is None:
+                break
+            if waiter.refused:
+                time.sleep(min(POLL_INTERVAL, self._settings.device_detach_timeout))
+            waiter.forget()
+            try:
+                self._request(uuid, Scope.LIVE, alias)
+            except FinalError:
+                if not sent:
+                    raise
+                outcome = Unplugged.PENDING  # an earlier request stays open, whatever was said to this one
+                break
+            except UncertainError:
+                pass  # it may have been sent: what follows finds out
+            sent = True
+            if self._answered(uuid, alias, waiter):
+                break
+            outcome = Unplugged.REFUSED if waiter.refused else Unplugged.PENDING
+            if power is Power.PAUSED:
+                break  # its processors stand still: asking again is of no use until it is resumed
+        if self._has(uuid, Scope.LIVE, alias) is not None:
+            return outcome
+        self._let_go(uuid, waiter)
+        return Unplugged.REMOVED
+
+    def _answered(self, uuid: str, alias: str, waiter: Waiter) -> bool:
+        """Wait for an answer; return True once the disk has left, False on a refusal or no answer in time."""
+        end = time.monotonic() + self._settings.device_detach_timeout
+        while (left := end - time.monotonic()) > 0:
+            if waiter.wait(min(left, POLL_INTERVAL)) and waiter.refused:
+                return False
+            if self._has(uuid, Scope.LIVE, alias) is None:
+                return True
+        return False
+
+    def _let_go(self, uuid: str, waiter: Waiter) -> None:
+        """Wait until QEMU has closed the image: libvirt drops the disk from the XML a moment before.
+
+        DEVICE_REMOVED comes after it. Where the event was missed, a call that needs libvirt's job lock on the
+        domain waits for the one that tears the disk down.
+        """
+        if waiter.removed:
+            return
+        try:
+            self._read(uuid, "memoryStats", lambda domain: domain.memoryStats())
+        except (FinalError, NotFound):
+            return  # it no longer runs: nothing is open
+
+    def _lookup(self, connection: Any, use: SecretUse) -> Any:
+        """Return libvirt's secret or None; runs in the call's thread."""
+        lv = self._libvirt
+        kinds = {"iscsi": lv.VIR_SECRET_USAGE_TYPE_ISCSI, "volume": lv.VIR_SECRET_USAGE_TYPE_VOLUME}
+        try:
+            return connection.secretLookupByUsage(kinds[use.kind], use.usage)
+        except lv.libvirtError as error:
+            if error.get_error_code() == lv.VIR_ERR_NO_SECRET:
+                return None
+            raise
+
+
+def _secret_xml(use: SecretUse) -> str:
+    """Return the definition of a secret that is kept across libvirtd's restart and never shown.
+
+    An ephemeral one is gone after a restart, and the guest's next start then fails.
+    """
+    secret = ET.Element("secret", {"ephemeral": "no", "private": "yes"})
+    ET.SubElement(secret, "description").text = f"tether: volume {use.usage}"
+    usage = ET.SubElement(secret, "usage", {"type": use.kind})
+    ET.SubElement(usage, {"iscsi": "target", "volume": "volume"}[use.kind]).text = use.usage
+    return ET.tostring(secret, encoding="unicode")
+
+
+def _memory_snapshot(xml: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the snapshot's name and its disks' targets if it holds memory, otherwise None."""
+    root = parse_element(xml, "domainsnapshot")
+    memory = root.find("memory")
+    if memory is None or memory.get("snapshot", "no") == "no":
+        return None
+    targets = tuple(target.get("dev", "") for target in root.iterfind("domain/devices/disk/target"))
+    return root.findtext("name", ""), targets
