@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DISKS = re.compile(r"^DISKS (\d+) \[.*\]$")
-DISK = re.compile(r"^DISK (?P<name>\S+) serial=(?P<serial>.*?) sectors=(?P<sectors>\d+) ro=(?P<ro>[01]) head=(?P<head>.*)$")
+DISK = re.compile(
+    r"^DISK (?P<name>\S+) serial=(?P<serial>.*?) sectors=(?P<sectors>\d+) ro=(?P<ro>[01]) head=(?P<head>.*)$"
+)
 VIRTIO_SERIAL = 20  # bytes of a serial that virtio-blk has room for (VIRTIO_BLK_ID_BYTES)
 
 

@@ -22,7 +22,11 @@ def kernel_version() -> str | None:
     """Return the newest installed kernel that has its modules beside it, or None."""
     versions = [path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*")]
     usable = [version for version in versions if Path("/lib/modules", version, "modules.dep").exists()]
-    return max(usable, key=lambda version: [int(part) for part in version.replace("-", ".").split(".") if part.isdigit()], default=None)
+    return max(
+        usable,
+        key=lambda version: [int(part) for part in version.replace("-", ".").split(".") if part.isdigit()],
+        default=None,
+    )
 
 
 def guest_image() -> Path:
@@ -83,6 +87,9 @@ def _initrd(root: Path, version: str) -> bytes:
     names = [os.fspath(path.relative_to(root)) for path in sorted(root.rglob("*"))]
     archive = subprocess.run(
         ["cpio", "--create", "--format=newc", "--quiet", "--owner=0:0"],
-        check=True, cwd=root, input="\n".join(names).encode(), capture_output=True,
+        check=True,
+        cwd=root,
+        input="\n".join(names).encode(),
+        capture_output=True,
     ).stdout
     return gzip.compress(archive, 1)
