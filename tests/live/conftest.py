@@ -1,0 +1,130 @@
+"""The fixture ``live``: the world of ``bin/live``, started for the session unless it runs already."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cinderclient import client as cinder_client
+from cinderclient import exceptions as cinder_exceptions
+from cinderclient.contrib.noauth import CinderNoAuthPlugin
+from keystoneauth1 import session
+
+from tests.live.judge import Judge
+from tests.live.world.console import Console
+from tests.live.world.layout import CHECKOUT, GUESTS, INITIATOR, PROJECT, STOPPED, World
+from tests.live.world.libvirt_part import console, virsh
+
+BIN_LIVE = str(CHECKOUT / "bin/live")
+UP_LIMIT = 1500  # seconds; the first start on a machine installs packages and builds Cinder's environment
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test below this directory, and give it time for the world's first start."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.live)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(UP_LIMIT + 120))
+
+
+class Live:
+    """One running world, and what a test needs of it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.endpoint = world.endpoint
+        self.config_file = world.config_file
+        self.libvirt_uri = world.libvirt_uri
+        self.initiator = INITIATOR
+        self.guests = GUESTS
+        self.stopped = STOPPED
+        self.consoles: dict[str, Console] = {name: console(world, name) for name in GUESTS}
+        self.judge = Judge(world)
+        plugin = CinderNoAuthPlugin("admin", PROJECT, endpoint=world.endpoint)
+        # noauth takes the service role from this header, so that Cinder lets attachments with an owner be deleted
+        http = session.Session(auth=plugin, additional_headers={"X-Service-Roles": "service"})
+        self.cinder = cinder_client.Client("3.60", session=http)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment for a tether command on this world."""
+        return self.world.environment | {"TETHER_CONFIG_FILE": str(self.config_file)}
+
+    def virsh(self, *arguments: str) -> str:
+        """Run a virsh command on this world."""
+        return virsh(self.world, *arguments)
+
+    def new_volume(self, type: str = "iscsi", size: int = 1) -> str:
+        """Make a volume and return its id.
+
+        Args:
+            type: ``iscsi``, ``multiattach``, ``bound`` (its target lets in only the connected initiators) or ``qos``.
+            size: GiB.
+        """
+        volume = self.cinder.volumes.create(size, name=f"test-{uuid.uuid4().hex[:8]}", volume_type=type)
+        wait_for(lambda: self.cinder.volumes.get(volume.id).status != "creating")
+        assert self.cinder.volumes.get(volume.id).status == "available"
+        return str(volume.id)
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume, and wait until it is gone."""
+        self.cinder.volumes.delete(volume_id)
+
+        def gone() -> bool:
+            try:
+                return self.cinder.volumes.get(volume_id).status == "error_deleting"
+            except cinder_exceptions.NotFound:
+                return True
+
+        wait_for(gone)
+
+    def volume_id(self, name: str) -> str:
+        """Return the id of ``vol1``, ``vol2`` or ``shared1``."""
+        return str(self.cinder.volumes.find(name=name).id)
+
+    def backing_file(self, volume_id: str) -> Path:
+        """Return the file behind a volume."""
+        return self.world.volumes / f"volume-{volume_id}"
+
+    def fault(self, method: str, text: str, volume_id: str | None = None) -> Path:
+        """Make a method of Cinder's driver ``fail``, ``boom`` or ``sleep N``; unlink the returned file to end it.
+
+        Args:
+            method: such as ``initialize_connection``.
+            text: what it does.
+            volume_id: only for this volume; ``validate_connector`` knows none.
+        """
+        path = self.world.faults / (f"{volume_id}.{method}" if volume_id else method)
+        path.write_text(text)
+        return path
+
+
+def wait_for(check: Callable[[], Any], timeout: float = 60) -> None:
+    """Look every 50 ms until the check holds."""
+    deadline = time.monotonic() + timeout
+    while not check():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.05)
+
+
+def _bin_live(verb: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN_LIVE, verb], check=False, capture_output=True, text=True, timeout=UP_LIMIT)
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[Live]:
+    """The world that TETHER_LIVE_DIR names, or the checkout's own; ended afterwards only if it was started here."""
+    ours = not World.of_environment().exists()
+    done = _bin_live("up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield Live(World.of_environment())
+    if ours:
+        done = _bin_live("down")
+        assert done.returncode == 0, done.stdout + done.stderr

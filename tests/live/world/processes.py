@@ -1,0 +1,128 @@
+"""Daemons by pid file: started once, known for certain, ended surely."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.live.world.layout import World, WorldError
+
+
+def wait_until(what: str, check: Callable[[], bool], timeout: float, pause: float = 0.05) -> None:
+    """Look until ``check`` says yes.
+
+    Raises:
+        WorldError: it did not within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not check():
+        if time.monotonic() > deadline:
+            raise WorldError(f"{what}: not within {timeout:g} s")
+        time.sleep(pause)
+
+
+def runs(pid: int, comm: str) -> bool:
+    """Tell whether this process exists, is no zombie, and has this name."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    name, rest = stat.split("(", 1)[1].rsplit(")", 1)
+    return name == comm and rest.split()[0] not in "ZX"
+
+
+class Daemon:
+    """One process of a world.
+
+    Args:
+        world: whose it is.
+        name: of its pid file and its log.
+        comm: the kernel's name of the process.
+        command: what to run; it must stay in the foreground and keep its pid over every exec.
+    """
+
+    def __init__(self, world: World, name: str, comm: str, command: Sequence[str] = ()) -> None:
+        self.world, self.name, self.comm, self.command = world, name, comm, list(command)
+        self.pid_file = world.directory / f"{name}.pid"
+        self.log = world.logs / f"{name}.log"
+
+    def pid(self) -> int | None:
+        """Return the pid if the process runs and is this world's."""
+        try:
+            pid = int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if runs(pid, self.comm) and self._is_ours(pid) else None
+
+    def _is_ours(self, pid: int) -> bool:
+        """A pid is used again some day, and another world has the same daemons."""
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return f"TETHER_LIVE_DIR={self.world.directory}".encode() in environment
+
+    def start(self, ready: Callable[[], bool], timeout: float = 60) -> None:
+        """Start it unless it runs, and wait until it serves.
+
+        Raises:
+            WorldError: it ended or did not serve in time; the end of its log is in the message.
+        """
+        if self.pid() is None:
+            self.launch()
+        self.wait(ready, timeout)
+
+    def launch(self) -> None:
+        """Start it. The child writes the pid file before it becomes the daemon, so that none is ever lost."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            subprocess.Popen(
+                ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(self.pid_file), *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.world.environment,
+                start_new_session=True,
+            )
+
+    def wait(self, ready: Callable[[], bool], timeout: float = 60) -> None:
+        """Wait until it serves (see start)."""
+        started = time.monotonic()
+        while not ready():
+            # right after the start the process is still the shell or unshare that becomes the daemon
+            if time.monotonic() - started > min(5, timeout) and self.pid() is None:
+                raise WorldError(f"{self.name} ended. Its log, {self.log}, ends:\n{self._tail()}")
+            if time.monotonic() - started > timeout:
+                raise WorldError(f"{self.name} does not serve after {timeout:g} s. Its log ends:\n{self._tail()}")
+            time.sleep(0.05)
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]) if self.log.exists() else ""
+
+    def stop(self, first: signal.Signals = signal.SIGTERM, patience: float = 10) -> None:
+        """End it: by ``first``, and by SIGKILL after ``patience`` seconds."""
+        pid = self.pid()
+        if pid is not None:
+            end(pid, self.comm, first, patience)
+        self.pid_file.unlink(missing_ok=True)
+
+
+def end(pid: int, comm: str, first: signal.Signals = signal.SIGTERM, patience: float = 10) -> None:
+    """End a process that is known to be ours, and wait until it is gone."""
+    for number, limit in ((first, patience), (signal.SIGKILL, 10)):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + limit
+        while runs(pid, comm):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        else:
+            return
+    raise WorldError(f"process {pid} ({comm}) does not end, even by SIGKILL")
