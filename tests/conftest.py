@@ -1,0 +1,52 @@
+"""What every tier shares: the report by tier, a PostgreSQL server, and measured bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.postgresql import Server
+from tests.report import TierReport, bar, read_checks
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tether")
+    group.addoption("--checks", metavar="FILE", help="the outcome of the checks that ran before, for the table")
+    group.addoption("--report", metavar="FILE", help="write the figures there, as one line of JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    plugin = TierReport(read_checks(config.getoption("--checks")), config.getoption("--report"))
+    config.pluginmanager.register(plugin, "tether-tiers")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    """A PostgreSQL server of this session's own, on a unix socket only."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(postgresql_server: Server) -> str:
+    """The SQLAlchemy URL of that server's maintenance database."""
+    return postgresql_server.url("postgres")
+
+
+@pytest.fixture
+def postgresql(postgresql_server: Server) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty database that is this test's alone."""
+    with postgresql_server.database() as url:
+        yield url
+
+
+@pytest.fixture
+def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, float, str, float], None]:
+    """Assert that a measured figure keeps its limit, and report it: ``at_most(name, value, unit, limit)``."""
+
+    def judge(name: str, value: float, unit: str, limit: float) -> None:
+        record_property("bar", bar(name, round(value, 3), unit, limit, holds=value <= limit))
+        assert value <= limit, f"{name}: {value:.3f} {unit}, at most {limit}"
+
+    return judge
