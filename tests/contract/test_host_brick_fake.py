@@ -1,0 +1,44 @@
+"""The host contract on the real adapter and its helper, over a pretend host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.host import PretendHost
+from tether.adapters.host.brick import BrickHost
+
+from .host_contract import Exported, HostContract, Unexport
+
+
+@pytest.fixture
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretendHost:
+    return PretendHost(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def host(pretend: PretendHost) -> BrickHost:
+    return pretend.host()
+
+
+@pytest.fixture
+def exported(pretend: PretendHost) -> Exported:
+    return pretend.exported
+
+
+@pytest.fixture
+def unexport(pretend: PretendHost) -> Unexport:
+    return pretend.unexport
+
+
+class TestBrickHost(HostContract):
+    """The contract, over one path."""
+
+
+class TestBrickHostMultipath(HostContract):
+    """The contract, over two paths and a multipath map."""
+
+    @pytest.fixture
+    def host(self, pretend: PretendHost) -> BrickHost:
+        return pretend.host(volume_use_multipath=True)

@@ -1,0 +1,10 @@
+class BrickException(Exception):
+    pass
+
+
+class VolumeDeviceNotFound(BrickException):
+    pass
+
+
+class VolumePathNotRemoved(BrickException):
+    pass

@@ -1,0 +1,7 @@
+class _Context:
+    def set_client_mode(self, enabled):
+        assert enabled is False
+
+
+default = _Context()
+brick_privsep_hide_output = _Context()

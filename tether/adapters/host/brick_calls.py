@@ -1,0 +1,95 @@
+"""The calls to os-brick. Only the helper process imports this module.
+
+os-brick reads oslo.config's global CONF, takes its looping calls from oslo.service, and runs its
+privileged calls through oslo.privsep: all three are set up here, once for the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tether.settings import Settings
+
+#: What the host data path can prove the absence of; tether refuses the others before it connects.
+PROTOCOLS = ("iscsi", "iser", "fibre_channel", "nvmeof", "nvme")
+
+
+def set_up(settings: Settings) -> None:
+    """Prepare this process for os-brick, as root and without a privsep daemon, sudo or eventlet.
+
+    ``init_backend`` comes before anything that imports os_brick: oslo.service's default backend is
+    eventlet, even in a process that never asked for it.
+    """
+    from oslo_service import backend
+
+    backend.init_backend(backend.BackendType.THREADING)
+
+    import os_brick
+    from os_brick import privileged
+    from oslo_concurrency import lockutils
+    from oslo_config import cfg
+
+    cfg.CONF([], project="tether", default_config_files=[])
+    Path(settings.lock_path).mkdir(parents=True, exist_ok=True)
+    lockutils.set_defaults(settings.lock_path)
+    os_brick.setup(cfg.CONF)
+    cfg.CONF.set_override("lock_path", settings.lock_path, "os_brick")
+    # Privileged calls run in this process, which is root already.
+    privileged.default.set_client_mode(False)
+    privileged.brick_privsep_hide_output.set_client_mode(False)
+
+
+def connector_properties(settings: Settings) -> dict[str, Any]:
+    """Return what Cinder exports a volume to."""
+    from os_brick.initiator import connector
+
+    found: dict[str, Any] = connector.get_connector_properties(
+        None,
+        settings.my_ip,
+        settings.volume_use_multipath,
+        settings.volume_enforce_multipath,
+        host=settings.host_name or None,
+    )
+    return found
+
+
+def connect(settings: Settings, protocol: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Log in and return os-brick's device info, with its path as text."""
+    info = dict(_connector(settings, protocol).connect_volume(_properties(data)))
+    path = info["path"]
+    info["path"] = path.decode() if isinstance(path, bytes) else str(path)
+    return info
+
+
+def disconnect(settings: Settings, protocol: str, data: Mapping[str, Any], info: Mapping[str, Any] | None) -> None:
+    """Log out.
+
+    Args:
+        info: what :func:`connect` returned. iSCSI and Fibre Channel do without it; for NVMe os-brick then
+            says OK and leaves the volume connected.
+    """
+    _connector(settings, protocol).disconnect_volume(
+        _properties(data), dict(info) if info else None, force=False, ignore_errors=False
+    )
+
+
+def _connector(settings: Settings, protocol: str) -> Any:
+    from os_brick.initiator import connector
+
+    return connector.InitiatorConnector.factory(
+        protocol.upper(),
+        None,
+        use_multipath=settings.volume_use_multipath,
+        device_scan_attempts=settings.num_volume_scan_tries,
+    )
+
+
+def _properties(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data for os-brick.
+
+    ``encrypted`` is for its own encryptors, whose links under /dev/disk/by-id it would make and leave
+    behind; tether opens dm-crypt itself, over its own link, so os-brick handles every volume as plain.
+    """
+    return {**data, "encrypted": False}

@@ -1,0 +1,222 @@
+"""The host's verbs as the helper carries them out, in its own process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tether.adapters.host import brick_calls, crypt
+from tether.adapters.host.errors import mapped
+from tether.adapters.host.links import Links
+from tether.adapters.host.model import Device
+from tether.adapters.host.places import Places
+from tether.adapters.host.probes import Probes, mapping_name
+from tether.errors import FinalError, TetherError, UncertainError
+from tether.settings import Settings
+
+LOG = logging.getLogger(__name__)
+
+#: os-brick needs its own device info to disconnect these.
+_NEEDS_INFO = ("nvmeof", "nvme")
+
+
+class LocalHost:
+    """Carries out one verb; os-brick is set up only where the verb needs it.
+
+    Args:
+        settings: of the host section.
+        places: the host's file systems.
+    """
+
+    def __init__(self, settings: Settings, places: Places) -> None:
+        self._settings = settings
+        self._places = places
+        self._probes = Probes(places)
+        self._links = Links(settings.run_dir)
+
+    def connector(self) -> dict[str, Any]:
+        """Return the connector properties."""
+        # It changes nothing on the host, so there is nothing to clean.
+        with mapped("reading the connector properties of", clean=lambda: True):
+            brick_calls.set_up(self._settings)
+            return brick_calls.connector_properties(self._settings)
+
+    def connect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> Device:
+        """Log in, find the device, make the link."""
+        self._check_protocol(volume_id, protocol)
+        # A volume that is in use, or already linked, is not torn down because a second login fails.
+        established = bool(self._links.target(volume_id)) or bool(self._users(volume_id, protocol, data))
+
+        def clean() -> bool:
+            return not established and self._cleaned_up(volume_id, protocol, data)
+
+        with mapped("connecting", volume_id, clean=clean):
+            brick_calls.set_up(self._settings)
+            info = brick_calls.connect(self._settings, protocol, data)
+        block = self._probes.block_of(info["path"])
+        if not block:
+            raise UncertainError(
+                f"volume {volume_id} was connected as {info['path']}, which is not a block device",
+                resource=f"volume {volume_id}",
+                hint="look at the host's devices (lsblk), then resume the job",
+            )
+        identities = set(self._probes.identities(block))
+        self._links.remember(volume_id, identities.pop() if len(identities) == 1 else "")
+        target = self._mapper(volume_id) if self._probes.crypt_of(volume_id) else info["path"]
+        self._links.point(volume_id, target)
+        return self._present(volume_id)
+
+    def find(self, volume_id: str) -> Device | None:
+        """Return the device behind the link."""
+        self._probes.check_eyesight()
+        target = self._links.target(volume_id)
+        return self._present(volume_id) if target and self._probes.block_of(target) else None
+
+    def disconnect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
+        """Log out, prove that nothing is left, then remove the link."""
+        self._check_protocol(volume_id, protocol)
+        if self._probes.map_named(mapping_name(volume_id)):
+            raise FinalError(
+                f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
+                resource=f"volume {volume_id}",
+                hint=f"close it first: cryptsetup close {mapping_name(volume_id)}",
+            )
+        if users := self._users(volume_id, protocol, data):
+            # os-brick says OK to this for a single path, and takes the disk away under its user.
+            raise FinalError(
+                f"volume {volume_id} cannot be disconnected: its device is open: {', '.join(users)}",
+                resource=f"volume {volume_id}",
+                hint="detach the disk from the guest, or end what uses the device, then resume the job",
+            )
+        with mapped("disconnecting", volume_id):
+            brick_calls.set_up(self._settings)
+            self._log_out(volume_id, protocol, data)
+        if left := self._left(volume_id, protocol, data):
+            raise UncertainError(
+                f"volume {volume_id} was disconnected, but this is left: {', '.join(left)}",
+                resource=f"volume {volume_id}",
+                hint="resume the job: disconnecting is repeated until nothing is left",
+            )
+        self._links.remove(volume_id)
+
+    def residue(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
+        """Return what is left of the volume, its link included."""
+        self._check_protocol(volume_id, protocol)
+        link = [f"link {self._links.path(volume_id)}"] if self._links.target(volume_id) else []
+        return self._left(volume_id, protocol, data) + link
+
+    def open_encryption(self, volume_id: str, *, provider: str, cipher: str, key_size: int, passphrase: str) -> Device:
+        """Open dm-crypt over the volume's own device and point the link at it."""
+        own = self._own_block(volume_id)
+        if mapping := self._probes.map_named(mapping_name(volume_id)):
+            if mapping != self._probes.crypt_of(volume_id) or self._probes.slaves(mapping) != [own]:
+                raise FinalError(
+                    f"dm-crypt {mapping_name(volume_id)} exists, but not over the device of volume {volume_id}",
+                    resource=f"volume {volume_id}",
+                    hint=f"see what it is (dmsetup table), then: cryptsetup close {mapping_name(volume_id)}",
+                )
+        else:
+            device = str(Path(self._places.dev) / own)
+            crypt.open_mapping(
+                volume_id, device, provider=provider, cipher=cipher, key_size=key_size, passphrase=passphrase
+            )
+        self._links.point(volume_id, self._mapper(volume_id))
+        return self._present(volume_id)
+
+    def encryption_open(self, volume_id: str) -> bool:
+        """Return True if the mapping is there."""
+        self._probes.check_eyesight()
+        return bool(self._probes.crypt_of(volume_id))
+
+    def close_encryption(self, volume_id: str) -> None:
+        """Close the mapping and point the link back."""
+        self._probes.check_eyesight()
+        mapping = self._probes.crypt_of(volume_id)
+        own = self._probes.below_crypt(mapping) if mapping else ""
+        if own and (users := self._probes.users(volume_id, own)):
+            raise FinalError(
+                f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is open: {', '.join(users)}",
+                resource=f"volume {volume_id}",
+                hint="detach the disk from the guest, then resume the job",
+            )
+        if own and self._links.target(volume_id):
+            # First the link: a crash between the two leaves a mapping, which is found by its name.
+            self._links.point(volume_id, str(Path(self._places.dev) / own))
+        if mapping:
+            crypt.close_mapping(volume_id)
+
+    def _check_protocol(self, volume_id: str, protocol: str) -> None:
+        if protocol not in brick_calls.PROTOCOLS:
+            raise FinalError(
+                f"volume {volume_id} is reached by {protocol}, which the host data path does not handle",
+                resource=f"volume {volume_id}",
+                hint="attach rbd volumes as network disks; other protocols are not supported",
+            )
+
+    def _left(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
+        return self._probes.left(volume_id, protocol, data, self._links.identity(volume_id))
+
+    def _users(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
+        """Return who uses the volume's device, whether or not the link is there."""
+        self._probes.check_eyesight()
+        linked = self._probes.block_of(self._links.target(volume_id)) if self._links.target(volume_id) else ""
+        disks = set(self._probes.disks(protocol, data))
+        if linked and {linked, *self._probes.slaves(linked)} & disks:
+            return self._probes.users(volume_id, linked)
+        # Without the link: the multipath map over the disks counts as os-brick's, not as a user.
+        maps = {
+            block
+            for block, _, uuid in self._probes.maps()
+            if uuid.startswith("mpath-") and set(self._probes.slaves(block)) & disks
+        }
+        return [user for block in sorted(maps or disks) for user in self._probes.users(volume_id, block)]
+
+    def _log_out(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
+        info: dict[str, Any] | None = None
+        if protocol in _NEEDS_INFO:
+            if not self._left(volume_id, protocol, data):
+                return
+            info = brick_calls.connect(self._settings, protocol, data)
+        brick_calls.disconnect(self._settings, protocol, data, info)
+
+    def _cleaned_up(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> bool:
+        """Return True once nothing is left of a connect that failed."""
+        try:
+            with mapped("cleaning up after", volume_id):
+                self._log_out(volume_id, protocol, data)
+        except TetherError as error:
+            # The caller is told of the connect's own error; what counts here is what is left.
+            LOG.warning("%s", error)
+        return not self._left(volume_id, protocol, data)
+
+    def _own_block(self, volume_id: str) -> str:
+        self._probes.check_eyesight()
+        target = self._links.target(volume_id)
+        block = self._probes.block_of(target) if target else ""
+        if not block:
+            raise FinalError(
+                f"volume {volume_id} is not connected, so its encryption cannot be opened",
+                resource=f"volume {volume_id}",
+                hint="connect it first: resume the job that attaches it",
+            )
+        return self._probes.below_crypt(block)
+
+    def _mapper(self, volume_id: str) -> str:
+        return str(Path(self._places.dev) / "mapper" / mapping_name(volume_id))
+
+    def _present(self, volume_id: str) -> Device:
+        """Return the device behind the link; size and identity are those of the volume, below any dm-crypt."""
+        target = self._links.target(volume_id)
+        own = self._probes.below_crypt(self._probes.block_of(target))
+        identities = set(self._probes.identities(own))
+        return Device(
+            link=str(self._links.path(volume_id)),
+            path=target,
+            kind="block",
+            size=self._probes.size(own),
+            identity=identities.pop() if len(identities) == 1 else "",
+            identities_differ=len(identities) > 1,
+            open_count=len(self._probes.users(volume_id, own)),
+        )

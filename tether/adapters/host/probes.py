@@ -1,0 +1,271 @@
+"""What the host's own files say of a volume: sysfs, /dev, /proc and open-iscsi's records.
+
+Nothing here needs os-brick or starts a command, so it is quick, and it is what the absence of a volume is
+proven by.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tether.adapters.host import wwid
+from tether.adapters.host.places import Places
+from tether.errors import UncertainError
+
+SECTOR = 512
+#: They open every disk for a moment, or (multipathd) every path for as long as it is there.
+_WATCHERS = {"multipathd", "systemd-udevd", "udevd", "(udev-worker)"}
+
+
+def mapping_name(volume_id: str) -> str:
+    """Return the name of the volume's dm-crypt mapping."""
+    return f"tether-{volume_id}"
+
+
+def targets(data: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return the (target, LUN) pairs that iSCSI connection data name."""
+    pairs = {(str(data["target_iqn"]), str(data.get("target_lun", 0)))} if data.get("target_iqn") else set()
+    names = data.get("target_iqns") or []
+    luns = data.get("target_luns") or [data.get("target_lun", 0)] * len(names)
+    return pairs | {(str(name), str(lun)) for name, lun in zip(names, luns, strict=False)}
+
+
+class Probes:
+    """Reads one host.
+
+    Args:
+        places: its file systems.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self._blocks = Path(places.sys) / "class/block"
+        self._sys = Path(places.sys)
+        self._dev = Path(places.dev)
+        self._proc = Path(places.proc)
+        self._records = (Path(places.etc) / "iscsi/nodes", Path(places.var) / "iscsi/nodes")
+
+    def check_eyesight(self) -> None:
+        """Make sure that the readers can see.
+
+        Raises:
+            UncertainError: sysfs is not mounted here, so an absence would prove nothing.
+        """
+        if not self._blocks.is_dir():
+            raise UncertainError(
+                f"{self._blocks} cannot be read, so nothing can be said about this host's devices",
+                hint="run tether where the host's /sys is mounted",
+            )
+
+    # devices
+
+    def block_of(self, path: str) -> str:
+        """Return the kernel's name of the block device behind a path, or empty if it is none."""
+        if Path(path).parent == self._dev / "mapper" and (name := self.map_named(Path(path).name)):
+            return name
+        name = Path(os.path.realpath(path)).name
+        return name if (self._blocks / name).exists() and Path(path).exists() else ""
+
+    def size(self, block: str) -> int:
+        """Return a block device's size in bytes."""
+        return int(_text(self._blocks / block / "size") or 0) * SECTOR
+
+    def map_named(self, name: str) -> str:
+        """Return the device-mapper device with this name, or empty."""
+        return next((block for block, known, _ in self.maps() if known == name), "")
+
+    def maps(self) -> Iterator[tuple[str, str, str]]:
+        """Yield every device-mapper device: its kernel name, its name, its UUID."""
+        for entry in _children(self._blocks):
+            if entry.name.startswith("dm-"):
+                yield entry.name, _text(entry / "dm/name"), _text(entry / "dm/uuid")
+
+    def crypt_of(self, volume_id: str) -> str:
+        """Return the volume's dm-crypt device, known by its name and by the UUID that cryptsetup gives it."""
+        name = mapping_name(volume_id)
+        for block, known, uuid in self.maps():
+            if known == name and uuid.startswith("CRYPT-") and uuid.endswith(f"-{name}"):
+                return block
+        return ""
+
+    def slaves(self, block: str) -> list[str]:
+        """Return the devices directly below a device."""
+        return [entry.name for entry in _children(self._blocks / block / "slaves")]
+
+    def holders(self, block: str) -> list[str]:
+        """Return the devices directly on top of a device."""
+        return [entry.name for entry in _children(self._blocks / block / "holders")]
+
+    def below_crypt(self, block: str) -> str:
+        """Return the volume's own device: what is below a dm-crypt mapping, or the device itself."""
+        uuid = _text(self._blocks / block / "dm/uuid")
+        slaves = self.slaves(block)
+        return slaves[0] if uuid.startswith("CRYPT-") and slaves else block
+
+    def identities(self, block: str) -> list[str]:
+        """Return the identity that each path of a device reports; one entry for a device of one path."""
+        return [self._identity(path) for path in (self.slaves(block) or [block])]
+
+    def _identity(self, block: str) -> str:
+        for name in ("device/wwid", "nguid", "wwid"):
+            if (text := _text(self._blocks / block / name)) and text.strip("0-"):
+                return wwid.normalise(text)
+        return ""
+
+    # who uses it
+
+    def users(self, volume_id: str, block: str) -> list[str]:
+        """Return who holds the volume's device open, a line each, besides tether and the watchers of devices.
+
+        Args:
+            block: the volume's own device, below its dm-crypt mapping.
+        """
+        own = {block, *self.slaves(block)}
+        if crypt := self.crypt_of(volume_id):
+            own.add(crypt)
+        over = {holder for layer in own for holder in self.holders(layer)} - own
+        return sorted(f"device {holder}" for holder in over) + self._mounts(own) + self._openers(own)
+
+    def _mounts(self, blocks: set[str]) -> list[str]:
+        numbers = {number for block in blocks if (number := _text(self._blocks / block / "dev"))}
+        lines = _text(self._proc / "self/mountinfo").splitlines()
+        return [f"mount {fields[4]}" for line in lines if (fields := line.split())[2] in numbers]
+
+    def _openers(self, blocks: set[str]) -> list[str]:
+        wanted = {key for block in blocks if (key := _key(self._dev / block))}
+        group = os.getpgrp()
+        found: list[str] = []
+        for process in _children(self._proc):
+            if not process.name.isdigit() or _text(process / "comm") in _WATCHERS:
+                continue
+            if any(_key(handle) in wanted for handle in _children(process / "fd")) and _group(process) != group:
+                found.append(f"process {process.name} ({_text(process / 'comm')})")
+        return found
+
+    # what is left of a connection
+
+    def left(self, volume_id: str, protocol: str, data: Mapping[str, Any], identity: str) -> list[str]:
+        """Return what is left of a volume, a line each, tether's link aside.
+
+        Args:
+            identity: what the device reported when it was connected, or empty: it names a multipath map
+                that has lost all its paths.
+        """
+        self.check_eyesight()
+        disks = self.disks(protocol, data)
+        lines = [*self._sessions(data), *self._controllers(data)]
+        lines += [f"disk {self._dev / disk}" for disk in disks]
+        for block, name, uuid in self.maps():
+            if not uuid.startswith("mpath-"):
+                continue
+            same = bool(identity) and wwid.normalise(uuid.removeprefix("mpath-")) == identity
+            if same or set(self.slaves(block)) & set(disks):
+                lines.append(f"multipath map {name}")
+        if self.map_named(mapping_name(volume_id)):
+            lines.append(f"dm-crypt {mapping_name(volume_id)}")
+        return lines
+
+    def disks(self, protocol: str, data: Mapping[str, Any]) -> list[str]:
+        """Return the disks of a connection, by what it is addressed by and not by what they report."""
+        found: set[str] = set()
+        wanted = targets(data)
+        for session in _children(self._sys / "class/iscsi_session"):
+            name = _text(session / "targetname")
+            found |= {disk for lun, disk in self._luns(session) if (name, lun) in wanted}
+        links = [f"-iscsi-{name}-lun-{lun}" for name, lun in wanted]
+        if protocol == "fibre_channel":
+            ports = data.get("target_wwn") or []
+            ports = [ports] if isinstance(ports, str) else ports
+            luns = data.get("target_luns") or [data.get("target_lun", 0)] * len(ports)
+            links += [f"-fc-0x{str(port).lower()}-lun-{lun}" for port, lun in zip(ports, luns, strict=False)]
+        for link in _children(self._dev / "disk/by-path"):
+            if any(link.name.endswith(ending) for ending in links) and (block := self.block_of(str(link))):
+                found.add(block)
+        return sorted(found | set(self._namespaces(data)))
+
+    def _luns(self, session: Path) -> list[tuple[str, str]]:
+        """Return (LUN, disk) of every disk of an iSCSI session."""
+        return [
+            (device.name.rsplit(":", 1)[1], disk.name)
+            for device in session.glob("device/target*/*:*:*:*")
+            for disk in _children(device / "block")
+        ]
+
+    def _sessions(self, data: Mapping[str, Any]) -> list[str]:
+        """Return sessions and node records of the targets, unless another volume's disk is on the session too."""
+        lines: list[str] = []
+        for name in sorted({name for name, _ in targets(data)}):
+            sessions = [
+                session
+                for session in _children(self._sys / "class/iscsi_session")
+                if _text(session / "targetname") == name
+            ]
+            wanted = targets(data)
+            if any((name, lun) not in wanted for session in sessions for lun, _ in self._luns(session)):
+                continue
+            lines += [f"session {session.name} {name}" for session in sessions]
+            lines += [f"node record {record / name}" for record in self._records if (record / name).exists()]
+        return lines
+
+    def _controllers(self, data: Mapping[str, Any]) -> list[str]:
+        """Return the NVMe controllers of the subsystem, unless another volume's namespace is on it too."""
+        controllers = self._nvme(data)
+        own = set(self._namespaces(data))
+        every = {name for controller in controllers for name in _names(controller)}
+        return [] if every - own else [f"nvme controller {controller.name}" for controller in controllers]
+
+    def _namespaces(self, data: Mapping[str, Any]) -> list[str]:
+        wanted = wwid.normalise(str(data.get("volume_nguid") or data.get("vol_uuid") or ""))
+        found: set[str] = set()
+        for controller in self._nvme(data):
+            for name in _names(controller):
+                known = {wwid.normalise(_text(self._blocks / name / key)) for key in ("nguid", "uuid", "wwid")}
+                if not wanted or wanted in known:
+                    found.add(name)
+        return sorted(found)
+
+    def _nvme(self, data: Mapping[str, Any]) -> list[Path]:
+        nqn = str(data.get("target_nqn") or data.get("nqn") or "")
+        controllers = _children(self._sys / "class/nvme")
+        return [entry for entry in controllers if nqn and _text(entry / "subsysnqn") == nqn]
+
+
+def _names(controller: Path) -> list[str]:
+    """Return the namespaces' block devices of an NVMe controller; nvme0c1n1 is a path of nvme0n1."""
+    subsystem = controller / "subsystem"
+    return sorted(
+        {entry.name for root in (controller, subsystem) for entry in root.glob("nvme*n*") if "c" not in entry.name}
+    )
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+        return []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        # Attributes come and go with their device, and some answer EINVAL where they do not apply.
+        return ""
+
+
+def _key(path: Path) -> tuple[int, ...]:
+    """Return what makes two open files the same device, or the same file."""
+    try:
+        known = path.stat()
+    except OSError:
+        # A process ends, or closes the file, while it is looked at.
+        return ()
+    return (known.st_rdev,) if stat.S_ISBLK(known.st_mode) else (known.st_dev, known.st_ino)
+
+
+def _group(process: Path) -> int:
+    fields = _text(process / "stat").rpartition(")")[2].split()
+    return int(fields[2]) if fields else 0
