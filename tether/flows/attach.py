@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import pairwise
 
 from taskflow.patterns import graph_flow
 
@@ -52,6 +53,6 @@ def link(name: str, reads: list[Step], chain: list[Step]) -> graph_flow.Flow:
     flow.add(*reads, *chain)
     for read in reads:
         flow.link(read, chain[0])
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in pairwise(chain):
         flow.link(before, after)
     return flow

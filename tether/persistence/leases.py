@@ -37,10 +37,11 @@ class Owner:
     token: str
 
     @classmethod
-    def current(cls, machine_id: str, boot_id: str) -> Owner:
-        """Return this process."""
-        pid = os.getpid()
-        return cls(machine_id, os.uname().nodename, boot_id, pid, _start_time(pid) or 0, str(uuid.uuid4()))
+    def current(cls) -> Owner:
+        """Return this process; a new token each time, so that two runs of one process exclude each other too."""
+        pid, host = os.getpid(), os.uname().nodename
+        machine_id, boot_id = _text("/etc/machine-id") or host, _text("/proc/sys/kernel/random/boot_id")
+        return cls(machine_id, host, boot_id, pid, _start_time(pid) or 0, str(uuid.uuid4()))
 
     def is_dead(self, machine_id: str, boot_id: str) -> bool:
         """Return True if it provably runs no more: of this machine, and another boot or no such process."""
@@ -50,6 +51,13 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _start_time(pid: int) -> int | None:
@@ -169,7 +177,9 @@ class Leases:
     def release(self, lease: Lease) -> None:
         """Give the lease up, if it is still ours. A later holder has another token, which fences this one."""
         with self._database.write() as connection:
-            connection.execute(sa.delete(leases).where(leases.c.name == lease.name, leases.c.token == lease.owner.token))
+            connection.execute(
+                sa.delete(leases).where(leases.c.name == lease.name, leases.c.token == lease.owner.token)
+            )
 
     @contextmanager
     def held(self, name: str, *, wait: float, job: str = "") -> Iterator[Lease]:

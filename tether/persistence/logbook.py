@@ -53,9 +53,7 @@ class Logbook:
         """Return all flows of a job, in the order in which they began."""
         with self.database.read() as connection:
             names = (
-                connection.execute(
-                    sa.select(flows.c.name).where(flows.c.job_id == job_id).order_by(flows.c.updated_at)
-                )
+                connection.execute(sa.select(flows.c.name).where(flows.c.job_id == job_id).order_by(flows.c.updated_at))
                 .scalars()
                 .all()
             )

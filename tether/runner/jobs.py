@@ -155,13 +155,7 @@ class Runner:
                 )
 
     def _run(self, job: Job, prepare: Callable[[Run, JobBackend], None]) -> Job:
-        machine = self.tools.host.identity()
-        leases = Leases(
-            self.logbook.database,
-            self.tools.clock,
-            self.tools.settings.lease_ttl,
-            Owner.current(machine.machine_id, machine.boot_id),
-        )
+        leases = Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
         before = leases.get(job.lease)
         lease = leases.take(job.lease, job=job.id)
         job = self.tools.ledger.job(job.id)

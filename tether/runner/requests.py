@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass
 
 from tether.adapters.cinder.model import Volume
@@ -38,6 +37,15 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A request on its way to becoming a job."""
+
+    kind: str
+    request: Request
+    job_id: str
+
+
+@dataclass(frozen=True)
 class Accepted:
     """A job, and whether it is new: then it is still to be run."""
 
@@ -45,11 +53,12 @@ class Accepted:
     new: bool
 
 
-def submit(runner: Runner, kind: str, request: Request) -> Accepted:
+def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted:
     """Return the job for a request: a new one, or the one that already does or did it.
 
     Args:
         kind: ``attach`` or ``detach``.
+        job_id: the id of a new job; calls to Cinder carry ``req-`` and this id already.
 
     Raises:
         NotFound: no such volume, server or mapping.
@@ -66,7 +75,7 @@ def submit(runner: Runner, kind: str, request: Request) -> Accepted:
     mapping = ledger.mapping(volume.id, server.uuid)
     running = ledger.open_job(volume.id)
     if running is not None:
-        return _join(runner, running, kind, volume, server, request)
+        return _join(runner, running, volume, server, Asked(kind, request, job_id))
     if kind == "attach":
         if mapping is not None:
             _compare(mapping, volume, server, request)
@@ -76,7 +85,6 @@ def submit(runner: Runner, kind: str, request: Request) -> Accepted:
         if mapping is None:
             return Accepted(_already_detached(runner, volume, server), new=False)
         params = detach_params(mapping, volume)
-    job_id = str(uuid.uuid4())
     job = Job(
         id=job_id,
         kind=kind,
@@ -97,7 +105,7 @@ def submit(runner: Runner, kind: str, request: Request) -> Accepted:
         holder = ledger.open_job(volume.id)
         if holder is None:
             raise
-        return _join(runner, holder, kind, volume, server, request)
+        return _join(runner, holder, volume, server, Asked(kind, request, job_id))
 
 
 def attach_params(runner: Runner, volume: Volume, request: Request) -> Params:
@@ -183,8 +191,9 @@ def _compare(mapping: MappingRow, volume: Volume, server: Server, request: Reque
             )
 
 
-def _join(runner: Runner, running: Job, kind: str, volume: Volume, server: Server, request: Request) -> Accepted:
+def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: Asked) -> Accepted:
     """Return the open job if it is about the same thing; otherwise wait for it a while, or refuse."""
+    kind, request = asked.kind, asked.request
     same = running.kind == kind and running.server_id == server.uuid
     if same and kind == "attach":
         mapping = runner.tools.ledger.mapping_of_job(running.id)
@@ -196,10 +205,11 @@ def _join(runner: Runner, running: Job, kind: str, volume: Volume, server: Serve
     if live and request.join:
         ended = runner.wait_for(running, seconds=runner.tools.settings.wait)
         if not ended.open:
-            return submit(runner, kind, request)
+            return submit(runner, kind, request, asked.job_id)
     state = "running" if live else "blocked" if running.state == "blocked" else "interrupted"
     raise HeldError(
-        f"volume {volume.name or volume.id} is held by job {running.id}: {running.kind} to {running.server_name}, {state}",
+        f"volume {volume.name or volume.id} is held by job {running.id}: {running.kind} to {running.server_name},"
+        f" {state}",
         resource=f"volume {volume.id}",
         hint=f"see: tether job show {running.id}" if live else f"first: tether job resume {running.id}",
     )

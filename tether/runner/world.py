@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tether.adapters.cinder.model import Cinder
+from tether.adapters.cinder.model import Cinder, Encryption
 from tether.adapters.guest.model import Guest
 from tether.adapters.host.model import Host, Keys
-from tether.clock import Clock, SystemClock
+from tether.clock import SystemClock
 from tether.errors import ConfigError
 from tether.persistence.database import Database
 from tether.persistence.leases import Leases, Owner
-from tether.persistence.ledger import Ledger
+from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
+from tether.sealed import Sealed
 from tether.settings import Settings
 from tether.tasks.run import Toolbox
 
@@ -31,13 +32,30 @@ class World:
     logbook: Logbook
 
 
+@dataclass(frozen=True)
+class Books:
+    """The database's side alone, for commands that only read it."""
+
+    ledger: Ledger
+    logbook: Logbook
+    leases: Leases
+
+    def is_live(self, job: Job) -> bool:
+        """Return True while a runner works on the job."""
+        return job.state == "running" and self.leases.is_live(job.lease)
+
+
 @contextmanager
-def open_ledger(settings: Settings, clock: Clock | None = None) -> Iterator[tuple[Database, Ledger]]:
-    """Open the database alone, for commands that only read it."""
+def open_ledger(settings: Settings, *, sim: Path | None = None) -> Iterator[Books]:
+    """Open the database alone."""
+    clock = SystemClock()
     database = Database(settings.database)
     try:
+        if sim:
+            upgrade_once(database)
         database.check()
-        yield database, Ledger(database, clock or SystemClock())
+        leases = Leases(database, clock, settings.lease_ttl, Owner.current())
+        yield Books(Ledger(database, clock), Logbook(database, clock, leases), leases)
     finally:
         database.close()
 
@@ -60,8 +78,7 @@ def open_world(settings: Settings, *, sim: Path | None = None, request_id: str =
         if sim:
             upgrade_once(database)
         database.check()
-        machine = host.identity()
-        leases = Leases(database, clock, settings.lease_ttl, Owner.current(machine.machine_id, machine.boot_id))
+        leases = Leases(database, clock, settings.lease_ttl, Owner.current())
         tools = Toolbox(cinder, host, guest, keys, Ledger(database, clock), leases, clock, settings)
         yield World(settings, database, tools, Logbook(database, clock, leases))
     finally:
@@ -105,8 +122,8 @@ def _real(settings: Settings, request_id: str) -> tuple[Cinder, Host, Guest, Key
 class NoKeys:
     """Stands where no key manager is configured: encrypted volumes are refused."""
 
-    def passphrase(self, encryption: object) -> object:
+    def passphrase(self, encryption: Encryption) -> Sealed[str]:
         raise ConfigError(
-            "the volume is encrypted, and no key manager is configured",
+            f"the volume is encrypted with key {encryption.key_id}, and no key manager is configured",
             hint="encrypted volumes are not supported outside the embedded world yet",
         )

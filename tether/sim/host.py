@@ -128,11 +128,11 @@ class SimHost:
             return None
         return self._present(book, volume_id)
 
-    def disconnect(self, volume_id: str, connection: Connection) -> None:  # noqa: ARG002  the book goes by the volume
+    def disconnect(self, volume_id: str, connection: Connection) -> None:
         pending = {"verb": "disconnect", "volume_id": volume_id}
         self._perform("host.disconnect", volume_id, pending, lambda book: self._log_out(book, volume_id))
 
-    def residue(self, volume_id: str, connection: Connection) -> list[str]:  # noqa: ARG002  the book goes by the volume
+    def residue(self, volume_id: str, connection: Connection) -> list[str]:
         book = self._read()
         left: list[str] = []
         if device := book["devices"].get(volume_id):

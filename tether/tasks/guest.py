@@ -87,12 +87,12 @@ class Plug(Step):
     scope: ClassVar[Scope]
     book = "guest"
 
-    def spec(self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device) -> DiskSpec:
+    def spec(
+        self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
+    ) -> DiskSpec:
         """Return the disk."""
         by_network = self.job.params.data_path == "network"
-        encryption = (
-            self.tools.cinder.show_encryption(volume.id) if self.job.params.encrypted and by_network else None
-        )
+        encryption = self.tools.cinder.show_encryption(volume.id) if self.job.params.encrypted and by_network else None
         return spec_for(
             volume,
             self.run.connection(attachment_id, connector),
@@ -120,7 +120,8 @@ class Plug(Step):
         self.tools.guest.plug(server.uuid, self.scope, render(spec))
         if self.own_disk(self.run.see_server(), spec) is None:
             raise UncertainError(
-                f"volume {self.job.volume_name} is not in the {self.scope} definition of server {server.name} after plugging"
+                f"volume {self.job.volume_name} is not in the {self.scope} definition of server {server.name}"
+                " after plugging"
             )
 
     def own_disk(self, server: Server, spec: DiskSpec) -> Disk | None:
@@ -141,7 +142,8 @@ class Plug(Step):
         )
         if not ours:
             raise OperatorNeeded(
-                f"server {server.name} has a disk with volume {self.job.volume_name}'s alias that this job did not plug",
+                f"server {server.name} has a disk with volume {self.job.volume_name}'s alias that this job did not"
+                " plug",
                 resource=f"server {server.uuid}",
                 hint=f"see: virsh dumpxml {server.name}; detach it there, then: tether job resume {self.job.id}",
             )

@@ -176,7 +176,8 @@ class Run:
         row = self.tools.ledger.mapping(self.job.volume_id, self.job.server_id)
         if row is None:
             raise OperatorNeeded(
-                f"the mapping of volume {self.job.volume_name} on server {self.job.server_name} is gone from the ledger",
+                f"the mapping of volume {self.job.volume_name} on server {self.job.server_name} is gone from the"
+                " ledger",
                 resource=f"volume {self.job.volume_id}",
                 hint=f"see: tether job show {self.job.id}",
             )
@@ -208,9 +209,7 @@ class Run:
     @contextmanager
     def server_lease(self) -> Iterator[None]:
         """Hold the server while its names and addresses are chosen or its disks change."""
-        with self.tools.leases.held(
-            f"server:{self.job.server_id}", wait=self.tools.settings.wait, job=self.job.id
-        ):
+        with self.tools.leases.held(f"server:{self.job.server_id}", wait=self.tools.settings.wait, job=self.job.id):
             yield
 
     @property

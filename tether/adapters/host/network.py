@@ -54,26 +54,26 @@ class NetworkHost:
             **({"nqn": known.nqn} if known.nqn else {}),
         }
 
-    def connect(self, volume_id: str, connection: Connection) -> Device:  # noqa: ARG002  the protocol's
+    def connect(self, volume_id: str, connection: Connection) -> Device:
         self._refuse(volume_id)
 
-    def find(self, volume_id: str) -> Device | None:  # noqa: ARG002  the protocol's
+    def find(self, volume_id: str) -> Device | None:
         return None
 
-    def disconnect(self, volume_id: str, connection: Connection) -> None:  # noqa: ARG002  the protocol's
+    def disconnect(self, volume_id: str, connection: Connection) -> None:
         self._refuse(volume_id)
 
-    def residue(self, volume_id: str, connection: Connection) -> list[str]:  # noqa: ARG002  the protocol's
+    def residue(self, volume_id: str, connection: Connection) -> list[str]:
         link = os.path.join(self._settings.run_dir, "volumes", volume_id)  # noqa: PTH118  text, as in Device.link
         return [f"link {link}"] if os.path.lexists(link) else []
 
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
-    def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:  # noqa: ARG002  the protocol's
+    def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         self._refuse(volume_id)
 
-    def encryption_open(self, volume_id: str) -> bool:  # noqa: ARG002  the protocol's
+    def encryption_open(self, volume_id: str) -> bool:
         return False
 
     def close_encryption(self, volume_id: str) -> None:

@@ -36,11 +36,11 @@ class SimTransport(BaseAdapter):
     def send(  # noqa: PLR0917 - the signature is requests'
         self,
         request: requests.PreparedRequest,
-        stream: bool = False,  # noqa: ARG002 - as above
-        timeout: float | tuple[float | None, float | None] | None = None,  # noqa: ARG002 - as above
-        verify: bool | str = True,  # noqa: ARG002 - as above
-        cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,  # noqa: ARG002 - as above
-        proxies: Mapping[str, str] | None = None,  # noqa: ARG002 - as above
+        stream: bool = False,
+        timeout: float | tuple[float | None, float | None] | None = None,
+        verify: bool | str = True,
+        cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
+        proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Answer a request in this process.
 

@@ -86,7 +86,7 @@ def upgrade() -> None:
         sa.Column("meta", sa.Text),
         sa.Column("updated_at", sa.Float, nullable=False),
     )
-    op.create_index("ix_tether_flows_job_id", "tether_flows", ['job_id'])
+    op.create_index("ix_tether_flows_job_id", "tether_flows", ["job_id"])
     op.create_table(
         "tether_steps",
         sa.Column("flow_id", sa.String(36), primary_key=True),

@@ -1,0 +1,97 @@
+"""``tether attach`` and ``tether detach``."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from tether.cli.base import ShowOne, job_fields
+
+if TYPE_CHECKING:
+    from tether.runner.requests import Request
+
+
+class _Ask(ShowOne):
+    """What attach and detach share."""
+
+    kind: str
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("volume", metavar="VOLUME", help="id or unique name of the volume")
+        parser.add_argument("server", metavar="SERVER", help="UUID or name of the server (libvirt domain)")
+        parser.add_argument(
+            "--request-id", default="", metavar="KEY", help="the same key twice is one job, whatever happens between"
+        )
+        parser.add_argument(
+            "--no-wait", action="store_true", help="exit 5 at once if another job has the volume, instead of waiting"
+        )
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> Request:
+        """Return what was asked for."""
+        from tether.runner.requests import Request
+
+        return Request(parsed_args.volume, parsed_args.server, key=parsed_args.request_id, join=not parsed_args.no_wait)
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        from tether.cli.work import carry_out
+        from tether.runner.requests import submit
+
+        job_id = str(uuid.uuid4())
+        with self.world(f"req-{job_id}") as world:
+            title = f"{self.kind} {parsed_args.volume} · {parsed_args.server}"
+            job = carry_out(
+                self.app, world, title, lambda runner: submit(runner, self.kind, self.request(parsed_args), job_id)
+            )
+            mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
+            fields = job_fields(job, live=False)
+        self.exit_code = job.exit_code if job.exit_code is not None else 0
+        if self.kind == "attach" and mapping is not None:
+            fields |= {"device": mapping.target, "bus": mapping.bus, "mode": mapping.mode}
+        return tuple(fields), tuple(fields.values())
+
+
+class Attach(_Ask):
+    """Attach a volume to a server.
+
+    Either the volume is attached in the end, or nothing is left of the attempt (exit 3), or the job is blocked and
+    says what is held (exit 4). Attaching what is attached already is a success.
+    """
+
+    kind = "attach"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--device", default="", metavar="vdX", help="the target name in the guest")
+        parser.add_argument("--bus", default="", choices=("virtio", "scsi", "sata"), help="default: [libvirt] disk_bus")
+        parser.add_argument("--mode", default="rw", choices=("rw", "ro"), help="default: rw")
+        parser.add_argument(
+            "--dialect",
+            default="auto",
+            choices=("auto", "attachments", "legacy"),
+            help="of Cinder's API; default: auto",
+        )
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> Request:
+        from dataclasses import replace
+
+        return replace(
+            super().request(parsed_args),
+            device=parsed_args.device,
+            bus=parsed_args.bus,
+            mode=parsed_args.mode,
+            dialect=parsed_args.dialect,
+        )
+
+
+class Detach(_Ask):
+    """Detach a volume from a server.
+
+    The guest must let go first; until it has, everything is put back if something fails (exit 3). Afterwards the job
+    only goes forward.
+    """
+
+    kind = "detach"

@@ -1,0 +1,53 @@
+"""Where log lines go: stderr as the verbosity says, and a file; plain or as JSON, without secrets."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import IO, Any
+
+#: What is shown on the console: nothing but warnings, unless asked for.
+CONSOLE = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}
+#: Libraries that would repeat what tether says itself, or print bodies with secrets, at lower levels.
+QUIET = ("taskflow", "keystoneauth", "cinderclient", "stevedore", "urllib3", "cliff", "openstack", "alembic", "asyncio")
+
+
+def configure(options: argparse.Namespace, stderr: IO[str]) -> None:
+    """Install the handlers that the global options ask for."""
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL if name == "taskflow" else logging.WARNING)
+    console = logging.StreamHandler(stderr)
+    console.setLevel(logging.DEBUG if options.debug else CONSOLE.get(options.verbose_level, logging.DEBUG))
+    handlers: list[logging.Handler] = [console]
+    if options.log_file:
+        file = logging.FileHandler(options.log_file)
+        file.setLevel(logging.DEBUG if options.debug else logging.INFO)
+        handlers.append(file)
+    for handler in handlers:
+        handler.setFormatter(_formatter(options, console=handler is console))
+        root.addHandler(handler)
+
+
+def _formatter(options: argparse.Namespace, *, console: bool) -> logging.Formatter:
+    if options.log_json:
+        import structlog
+
+        processors: list[Any] = [
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+        ]
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=processors,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    if console and not options.debug:
+        return logging.Formatter("%(levelname)s: %(message)s")
+    return logging.Formatter("%(asctime)s %(levelname)-7s %(name)s %(message)s")

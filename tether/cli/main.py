@@ -1,0 +1,111 @@
+"""The program: global options, logging, and the exit code of whatever goes wrong.
+
+Nothing heavy is imported here or by any module of a command: ``tether --help`` loads them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from cliff.app import App
+from cliff.commandmanager import CommandManager
+
+from tether.errors import TetherError
+
+if TYPE_CHECKING:
+    from tether.settings import Settings
+
+DESCRIPTION = """Attach Cinder volumes to libvirt/KVM guests so that nothing is ever left half done.
+
+Exit codes: 0 done; 1 unexpected error; 2 usage, configuration or conflict; 3 not done and nothing left;
+4 blocked, operator needed; 5 held by another runner; 6 no such thing; 7 drift found; 130 and 143 signals."""
+
+
+class Tether(App):
+    """The command-line program."""
+
+    NAME = "tether"
+
+    def __init__(self) -> None:
+        super().__init__(DESCRIPTION, version("tether"), CommandManager("tether.commands"))
+
+    def build_option_parser(
+        self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None
+    ) -> argparse.ArgumentParser:
+        parser = super().build_option_parser(
+            description,
+            version,
+            {"formatter_class": argparse.RawDescriptionHelpFormatter, "prog": "tether"} | (argparse_kwargs or {}),
+        )
+        group = parser.add_argument_group("the world to work in")
+        group.add_argument("--config-file", metavar="FILE", help="settings; default /etc/tether/tether.conf")
+        group.add_argument("--os-cloud", metavar="NAME", help="the cloud in clouds.yaml; default OS_CLOUD, or OS_*")
+        group.add_argument("--sim", metavar="DIR", help="work in an embedded world; made on first use")
+        group.add_argument("--database", metavar="URL", help="where jobs and mappings are kept (SQLAlchemy URL)")
+        parser.add_argument("--log-json", action="store_true", help="log lines as JSON")
+        parser.add_argument("--fault", action="append", default=[], metavar="POINT=ACTION", help=argparse.SUPPRESS)
+        return parser
+
+    def configure_logging(self) -> None:
+        from tether.cli.logs import configure
+
+        configure(self.options, self.stderr)
+
+    def initialize_app(self, argv: list[str]) -> None:
+        for spec in self.options.fault:
+            from tether import faults
+
+            faults.arm(spec)
+
+    def settings(self) -> Settings:
+        """Return the settings: the file, the environment, then the command line."""
+        import os
+        from pathlib import Path
+
+        from tether.settings import load
+
+        settings = load(self.options.config_file or os.environ.get("TETHER_CONFIG_FILE"))
+        changes: dict[str, Any] = {}
+        if self.options.os_cloud:
+            changes["os_cloud"] = self.options.os_cloud
+        if self.options.database:
+            changes["database"] = self.options.database
+        settings = settings.but(**changes)
+        if self.options.sim:
+            from tether.sim.world import ensure, fit
+
+            ensure(Path(self.options.sim))
+            settings = fit(settings, Path(self.options.sim))
+        return settings
+
+    def say(self, text: str) -> None:
+        """Print a line for people, on stderr."""
+        print(text, file=self.stderr)
+
+    def report(self, error: TetherError) -> None:
+        """Print what went wrong and what to do next."""
+        self.say(f"tether: {error.message}")
+        if error.hint:
+            self.say(f"next: {error.hint}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    # os-brick brings eventlet along, and oslo.utils imports it only to ask whether it has patched anything.
+    sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail
+    program = Tether()
+    if not words:
+        program.parser.print_help(program.stderr)
+        return 2
+    try:
+        return program.run(words)
+    except TetherError as error:
+        program.report(error)
+        return error.exit_code
+    finally:
+        logging.shutdown()

@@ -1,0 +1,74 @@
+"""``tether mapping``: what is attached where, as the ledger has it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tether.cli.base import Lister, ShowOne, moment
+
+COLUMNS = ("volume_id", "server_id", "state", "device", "bus", "mode", "dialect", "attachment_id")
+
+
+class ListMappings(Lister):
+    """List the mappings of volumes to servers."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--server", default="", metavar="UUID", help="only of this server")
+        parser.add_argument("--volume", default="", metavar="ID", help="only of this volume")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        with self.ledger() as book:
+            rows = book.ledger.list_mappings(server_id=parsed_args.server, volume_id=parsed_args.volume)
+        return COLUMNS, [
+            (row.volume_id, row.server_id, row.state, row.target, row.bus, row.mode, row.dialect, row.attachment_id)
+            for row in rows
+        ]
+
+
+class ShowMapping(ShowOne):
+    """Show one mapping, and what each of the five books says about it.
+
+    Nothing is changed. Volume and server are named by id or by a unique name.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("volume", metavar="VOLUME")
+        parser.add_argument("server", metavar="SERVER")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        from tether.audit.books import read_books
+        from tether.errors import NotFound
+
+        with self.world() as world:
+            volume = world.tools.cinder.find_volume(parsed_args.volume)
+            server = world.tools.guest.find_server(parsed_args.server)
+            row = world.tools.ledger.mapping(volume.id, server.uuid)
+            if row is None:
+                raise NotFound(
+                    f"there is no mapping of volume {volume.name or volume.id} on server {server.name}",
+                    resource=f"volume {volume.id}",
+                    hint="see: tether mapping list",
+                )
+            books = read_books(world.tools, volume.id, server.uuid).lines()
+        fields: dict[str, Any] = {
+            "volume_id": row.volume_id,
+            "server_id": row.server_id,
+            "state": row.state,
+            "device": row.target,
+            "bus": row.bus,
+            "address": " ".join(f"{key}={value}" for key, value in sorted(row.address.items())),
+            "mode": row.mode,
+            "dialect": row.dialect,
+            "data_path": row.data_path,
+            "attachment_id": row.attachment_id,
+            "job": row.job_id,
+            "pending_unplug": row.pending_unplug,
+            "created": moment(row.created_at),
+            **books,
+        }
+        return tuple(fields), tuple(fields.values())

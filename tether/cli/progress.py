@@ -1,0 +1,77 @@
+"""Live progress on a terminal; nothing in a pipe."""
+
+from __future__ import annotations
+
+import threading
+from typing import IO, TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tether.runner.jobs import Event
+
+#: TaskFlow's states of a step, as a person reads them: mark, word, style.
+WORDS = {
+    "RUNNING": ("…", "running", "cyan"),
+    "SUCCESS": ("✓", "done", "green"),
+    "FAILURE": ("✗", "failed", "red"),
+    "REVERTING": ("…", "undoing", "yellow"),
+    "REVERTED": ("↩", "undone", "yellow"),
+}
+
+
+class Progress:
+    """Shows the steps of a job as they change.
+
+    Args:
+        stderr: drawn on only if it is a terminal.
+    """
+
+    def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False) -> None:
+        self._shown = stderr.isatty() and not quiet
+        self._stderr = stderr
+        self._title = title
+        self._rows: dict[str, tuple[str, float]] = {}
+        self._lock = threading.Lock()
+        self._live: Any = None
+
+    @property
+    def watch(self) -> Callable[[Event], None] | None:
+        """What a runner calls; None where nothing is shown."""
+        return self._on_event if self._shown else None
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(self._table(), console=Console(file=self._stderr), refresh_per_second=12)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _on_event(self, event: Event) -> None:
+        with self._lock:
+            seconds = 0.0 if event.state in {"RUNNING", "REVERTING"} else event.seconds
+            self._rows[event.step] = (event.state, seconds)
+            self._live.update(self._table())
+
+    def _table(self) -> Any:
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, title=self._title, title_justify="left", title_style="bold")
+        for step, (state, seconds) in self._rows.items():
+            mark, word, style = WORDS.get(state, ("?", state.lower(), ""))
+            busy = state in {"RUNNING", "REVERTING"}
+            table.add_row(
+                Spinner("dots", style=style) if busy else Text(mark, style=style),
+                step.partition("/")[0],
+                Text(word, style=style),
+                "" if busy else f"{seconds * 1000:.0f} ms",
+            )
+        return table

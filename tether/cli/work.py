@@ -1,0 +1,89 @@
+"""Runs a job under a command: progress, signals, and the last word. Imported only by commands that run one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tether.cli.progress import Progress
+from tether.runner.jobs import Runner
+from tether.runner.requests import Accepted
+
+if TYPE_CHECKING:
+    from tether.cli.main import Tether
+    from tether.persistence.ledger import Job
+    from tether.runner.world import World
+
+SIGNALLED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def carry_out(app: Tether, world: World, title: str, start: Callable[[Runner], Accepted]) -> Job:
+    """Get a job from ``start``, run it unless somebody else does, and say how it ended.
+
+    Returns:
+        The job; its ``exit_code`` is the command's.
+    """
+
+    def work(runner: Runner) -> Job:
+        accepted = start(runner)
+        return runner.run(accepted.job) if accepted.new else runner.wait_for(accepted.job)
+
+    return take_up(app, world, title, work)
+
+
+def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job]) -> Job:
+    """Let ``work`` run a job, with progress and signals, and say how it ended."""
+    with Progress(app.stderr, title, quiet=app.options.verbose_level == 0) as progress:
+        runner = Runner(world.tools, world.logbook, progress.watch)
+        with _signals(runner) as caught:
+            try:
+                job = work(runner)
+            finally:
+                runner.close()
+    return conclude(app, job, caught)
+
+
+def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
+    """Print what is to be known of a job that did not end well, and what to run next."""
+    from dataclasses import replace
+
+    if job.state in {"running", "queued"}:
+        app.say(f"tether: job {job.id} was interrupted; nothing was undone")
+        app.say(f"next: tether job resume {job.id}, or: tether job abort {job.id}")
+        return replace(job, exit_code=SIGNALLED.get(signal.Signals(caught[-1]), 1) if caught else 1)
+    if job.exit_code and job.error:
+        step = job.error["step"].partition("/")[0]
+        app.say(f"tether: {job.error['message']}" + (f" (at {step})" if step else ""))
+        if job.state == "blocked":
+            app.say(f"tether: job {job.id} is blocked; what it holds stays as it is")
+        hint = job.error["hint"]
+        if job.state == "blocked":
+            hint = f"{hint}; " * bool(hint) + f"tether job resume {job.id}, or: tether job abort {job.id}"
+        app.say(f"next: {hint or f'tether job show {job.id}'}")
+    return job
+
+
+@contextmanager
+def _signals(runner: Runner) -> Iterator[list[int]]:
+    """Ctrl-C rolls back (before the pivot); a second one, or SIGTERM, leaves the job to be resumed."""
+    caught: list[int] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        run = runner.current
+        if run is None:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and caught.count(signal.SIGINT) == 1:
+            run.cancel()
+        else:
+            run.stop()
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALLED}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
