@@ -9,15 +9,16 @@ from typing import Any
 from tether.cli.base import Command, Lister
 
 
-class _OfWorld:
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = super().get_parser(prog_name)  # type: ignore[misc]  # cliff's
-        parser.add_argument("directory", metavar="DIR", help="the world's directory")
-        return parser
+def _directory(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("directory", metavar="DIR", help="the world's directory")
+    return parser
 
 
-class CreateWorld(_OfWorld, Command):
+class CreateWorld(Command):
     """Make an embedded world: a Cinder with volumes, a host and servers, all in files of one directory."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        return _directory(super().get_parser(prog_name))
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         from tether.sim.world import create
@@ -26,8 +27,11 @@ class CreateWorld(_OfWorld, Command):
         self.app.say(f"next: tether sim show {parsed_args.directory}")
 
 
-class ShowWorld(_OfWorld, Lister):
+class ShowWorld(Lister):
     """Show what is in an embedded world: its volumes, servers and scripted failures."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        return _directory(super().get_parser(prog_name))
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         from tether.sim.world import contents
@@ -35,11 +39,11 @@ class ShowWorld(_OfWorld, Lister):
         return ("what", "name", "id", "state", "details"), contents(Path(parsed_args.directory))
 
 
-class ScriptFailure(_OfWorld, Command):
+class ScriptFailure(Command):
     """Script a failure in an embedded world: the next call of this kind goes wrong."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
+        parser = _directory(super().get_parser(prog_name))
         parser.add_argument("call", metavar="CALL", help="such as guest.plug_live; 'help' lists them")
         parser.add_argument("action", metavar="ACTION", nargs="?", default="fail", help="fail, timeout, lost-reply, …")
         parser.add_argument("--times", type=int, default=1, metavar="N", help="how many calls; -1: all; default: 1")

@@ -89,12 +89,10 @@ def contents(directory: Path) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for volume in store.read("cinder")["volumes"].values():
         kinds = [name for name in ("multiattach", "encrypted") if volume.get(name)]
-        rows.append(
-            ("volume", volume["name"], volume["id"], volume["status"], " ".join([f"{volume['size']} GiB", *kinds]))
-        )
+        details = " ".join([f"{volume['size']} GiB", *kinds])
+        rows.append(("volume", volume["name"], volume["id"], volume["status"], details))
     for server in SimGuest(store).list_servers():
         disks = " ".join(disk.target for disk in (server.live or server.persistent or EMPTY).disks)
         rows.append(("server", server.name, server.uuid, str(server.power), disks))
-    for failure in store.read("script").get("failures", []):
-        rows.append(("scripted", failure["call"], "", failure["action"], f"times {failure['times']}"))
-    return rows
+    failures = store.read("script").get("failures", [])
+    return rows + [("scripted", item["call"], "", item["action"], f"times {item['times']}") for item in failures]
