@@ -1,7 +1,7 @@
 """The judge of the live world: what Cinder, tgt, libvirt and tether's ledger say, as one comparable value.
 
 It imports nothing of tether: Cinder's database and tether's are read with sqlite3, the rest with tgtadm and virsh.
-Left out, since they differ between equal worlds: times, deleted rows, target numbers, UUIDs of secrets, and tether's jobs.
+Left out, since they differ between equal worlds: times, deleted rows, target numbers, UUIDs of secrets, tether's jobs.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ GUESTS = ("guest1", "guest2")
 STOPPED = "stopped1"
 PROJECT = "0123456789abcdef0123456789abcdef"
 INITIATOR = "iqn.2024-01.org.tether.live:host"
-LONGEST_DIRECTORY = 60  # a socket's path has at most 107 bytes, and QEMU's and tgt's lie below
+LONGEST_DIRECTORY = 80  # a socket's path has at most 107 bytes, and QEMU's and tgt's lie below
 
 
 class WorldError(Exception):
