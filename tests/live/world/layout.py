@@ -31,6 +31,18 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tether"
 
 
+@contextlib.contextmanager
+def cache_lock() -> Iterator[None]:
+    """Let one world at a time install packages and fill the cache."""
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    handle = os.open(cache_directory(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 @dataclass(frozen=True)
 class World:
     """One world's directory, and every path and address that follows from it."""
