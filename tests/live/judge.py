@@ -1,7 +1,7 @@
 """The judge of the live world: what Cinder, tgt, libvirt and tether's ledger say, as one comparable value.
 
 It imports nothing of tether: Cinder's database and tether's are read with sqlite3, the rest with tgtadm and virsh.
-Left out, since they differ between equal worlds: times, deleted rows, target numbers, UUIDs of secrets, and tether's jobs.
+Left out, since they differ between equal worlds: times, deleted rows, target numbers, UUIDs of secrets, tether's jobs.
 """
 
 from __future__ import annotations
@@ -84,14 +84,13 @@ class Judge:
 
     def libvirt(self, volume_id: str | None = None) -> Row:
         """Return every domain's state, disks, controllers and marks, live and persistent, and the secrets."""
-        running = self._virsh("list --name").split()
-        everything = self._virsh("list --all --name").split()
+        states = dict(line.split(maxsplit=2)[1:] for line in self._virsh("list --all").splitlines() if line.strip())
         persistent = self._virsh("list --all --persistent --name").split()
         parts = {}
-        for name in sorted(everything):
+        for name, state in sorted(states.items()):
             parts[name] = {
-                "running": name in running,
-                "live": self._domain(name, "", volume_id) if name in running else None,
+                "state": state.strip(),
+                "live": self._domain(name, "", volume_id) if state.strip() != "shut off" else None,
                 "persistent": self._domain(name, "--inactive", volume_id) if name in persistent else None,
             }
         secrets = [line.split(maxsplit=1)[1] for line in self._virsh("secret-list").splitlines() if line.strip()]
@@ -102,6 +101,8 @@ class Judge:
 
     def _domain(self, name: str, option: str, volume_id: str | None) -> Row:
         domain = ET.fromstring(self._virsh(f"dumpxml --security-info {option} {name}"))
+        for source in domain.iterfind("devices/disk//source"):
+            source.attrib.pop("index", None)  # a counter of this run of QEMU
         disks = {_target(disk): _canonical(disk) for disk in domain.findall("devices/disk")}
         return {
             "disks": {dev: text for dev, text in disks.items() if volume_id is None or volume_id in text},

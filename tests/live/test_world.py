@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -10,8 +14,9 @@ from pathlib import Path
 import pytest
 from cinderclient import exceptions as cinder_exceptions
 
-from tests.live.conftest import BIN_LIVE, Live
+from tests.live.conftest import BIN_LIVE, Live, wait_for
 from tests.live.judge import diff
+from tests.live.world.layout import World
 
 pytestmark = pytest.mark.live
 GUEST = "guest1"
@@ -47,8 +52,9 @@ def define_secret(live: Live, volume_id: str, password: str, tmp_path: Path) -> 
     return secret
 
 
-def attach(live: Live, volume_id: str, dev: str, bus: str, tmp_path: Path, initiator: str | None = None):
+def attach(live: Live, volume_id: str, target: tuple[str, str], tmp_path: Path, initiator: str | None = None):
     """Attach in a straight line; return what detach needs."""
+    dev, bus = target
     row = live.cinder.attachments.create(volume_id, connector(live.initiator), str(uuid.uuid4()))
     info = row["connection_info"]
     secret = define_secret(live, volume_id, info["auth_password"], tmp_path)
@@ -74,7 +80,7 @@ def test_straight_line_attach_and_detach(live: Live, tmp_path: Path, dev: str, b
     console = live.consoles[GUEST]
     started = time.monotonic()
 
-    attachment_id, secret, disk = attach(live, volume_id, dev, bus, tmp_path)
+    attachment_id, secret, disk = attach(live, volume_id, (dev, bus), tmp_path)
     plug(live, attachment_id, disk)
     attached = time.monotonic()
     seen = console.wait_for_disk(volume_id)
@@ -110,7 +116,7 @@ def test_straight_line_attach_and_detach(live: Live, tmp_path: Path, dev: str, b
 
 def test_a_bound_target_lets_no_other_initiator_in(live: Live, tmp_path: Path) -> None:
     volume_id = live.new_volume("bound")
-    attachment_id, secret, disk = attach(live, volume_id, "sdb", "scsi", tmp_path, "iqn.2024-01.org.tether.live:other")
+    attachment_id, secret, disk = attach(live, volume_id, ("sdb", "scsi"), tmp_path, f"{live.initiator}-other")
     with pytest.raises(Exception, match="Failed to log in to target"):
         live.virsh("attach-device", GUEST, str(disk), "--live", "--config")
     release(live, attachment_id, secret)
@@ -161,8 +167,86 @@ def test_a_multiattach_volume_has_two_attachments(live: Live) -> None:
 def test_up_again_changes_nothing_and_status_says_up(live: Live) -> None:
     before = live.judge.snapshot()
     pids = sorted(path.read_text() for path in live.world.directory.glob("*.pid"))
-    subprocess.run([BIN_LIVE, "up"], check=True, capture_output=True)
+    assert bin_live("up", live.world.directory).returncode == 0
     assert sorted(path.read_text() for path in live.world.directory.glob("*.pid")) == pids
     assert diff(before, live.judge.snapshot()) == []
-    done = subprocess.run([BIN_LIVE, "status"], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert set(parts(live.world.directory).values()) == {"up", "shut off"}
+
+
+def parts(directory: Path) -> dict[str, str]:
+    """Return what ``bin/live status`` says of every part."""
+    done = bin_live("status", directory)
+    states = {line.split()[0]: line.split(maxsplit=2)[2] for line in done.stdout.splitlines()}
+    assert done.returncode == (0 if set(states.values()) == {"up", "shut off"} else 1)
+    return states
+
+
+def bin_live(verb: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TETHER_LIVE_DIR": str(directory)}
+    return subprocess.run([BIN_LIVE, verb], check=False, capture_output=True, text=True, env=environment)
+
+
+def processes_that_mention(text: str) -> list[str]:
+    """Return the names of the processes with this text in their arguments or environment, ourselves left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if text.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes():
+                    found.append((entry / "comm").read_text().strip())
+    return found
+
+
+@pytest.mark.parametrize("killed", [("tgtd",), ("cinder", "libvirtd", "tgtd")])
+def test_up_brings_back_what_was_killed_below_an_attached_disk(
+    live: Live, tmp_path: Path, killed: tuple[str, ...]
+) -> None:
+    volume_id = live.new_volume()
+    console = live.consoles[GUEST]
+    attachment_id, secret, disk = attach(live, volume_id, ("vdb", "virtio"), tmp_path)
+    plug(live, attachment_id, disk)
+    console.run(f"echo before > /dev/{console.wait_for_disk(volume_id).name}; sync")
+    before = live.judge.snapshot()
+    guest = (live.world.libvirt / f"run/qemu/{GUEST}.pid").read_text()
+
+    for name in killed:
+        os.kill(int((live.world.directory / f"{name}.pid").read_text()), signal.SIGKILL)
+    wait_for(lambda: {name for name, state in parts(live.world.directory).items() if state == "down"} == set(killed))
+    done = bin_live("up", live.world.directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(parts(live.world.directory).values()) == {"up", "shut off"}
+
+    assert (live.world.libvirt / f"run/qemu/{GUEST}.pid").read_text() == guest
+    device = console.wait_for_disk(volume_id).name
+    assert console.run(f"echo 3 > /proc/sys/vm/drop_caches; head -c 6 /dev/{device}", timeout=60) == "before"
+    after = live.judge.snapshot()
+    # an ephemeral secret lives in libvirtd's memory alone
+    lost = [f"libvirt.secrets: gone: 'iscsi {volume_id}'"] if "libvirtd" in killed else []
+    assert diff(before, after) == lost
+    live.virsh("detach-device", GUEST, str(disk), "--live", "--config")
+    console.wait_until_gone(volume_id)
+    if not lost:
+        live.virsh("secret-undefine", secret)
+    live.cinder.attachments.delete(attachment_id)
+    live.delete_volume(volume_id)
+
+
+@pytest.mark.timeout(600)
+def test_a_second_world_beside_the_first_goes_without_a_trace(live: Live) -> None:
+    before = live.judge.snapshot()
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="tether-") as scratch:
+        directory = Path(scratch, "world")
+        done = bin_live("up", directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert set(parts(directory).values()) == {"up", "shut off"}
+        second = Live(World(directory))
+        assert second.endpoint != live.endpoint
+        assert second.consoles[GUEST].run("echo here") == "here"
+        assert {"tgtd", "python", "libvirtd"} <= set(processes_that_mention(str(directory)))
+        done = bin_live("down", directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert list(Path(scratch).iterdir()) == []
+        assert processes_that_mention(str(directory)) == []
+        assert str(directory) not in Path("/proc/mounts").read_text()
+    assert diff(before, live.judge.snapshot()) == []
+    assert set(parts(live.world.directory).values()) == {"up", "shut off"}

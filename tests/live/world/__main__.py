@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tests.live.world import cinder_part, libvirt_part, packages
 from tests.live.world.guest_image import guest_image
-from tests.live.world.layout import CHECKOUT, GUESTS, INITIATOR, PROJECT, STOPPED, World, WorldError, write
+from tests.live.world.layout import CHECKOUT, GUESTS, INITIATOR, PROJECT, STOPPED, World, WorldError, cache_lock, write
 
 T = TypeVar("T")
 TETHER_CONF = """\
@@ -57,9 +57,10 @@ def up(world: World) -> int:
     started = time.monotonic()
     with world.lock():
         world.remember()
-        stage("packages", packages.install_packages)
-        environment = stage("Cinder's virtual environment", packages.cinder_environment)
-        image = stage("guest image", guest_image)
+        with cache_lock():
+            stage("packages", packages.install_packages)
+            environment = stage("Cinder's virtual environment", packages.cinder_environment)
+            image = stage("guest image", guest_image)
         with ThreadPoolExecutor() as pool:  # two chains that do not need each other
             guests = pool.submit(_up_with_guests, world, image)
             volumes = pool.submit(_up_with_volumes, world, environment)

@@ -15,19 +15,13 @@ import types
 
 import eventlet
 import os_brick
+from cinder import i18n
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from cinder import i18n
-
 i18n.enable_lazy()
-from cinder import coordination
-from cinder import objects
-from cinder import rpc
-from cinder import service
-from cinder import version
-from cinder.common import config
-from cinder.common import constants
+from cinder import coordination, objects, rpc, service, version
+from cinder.common import config, constants
 
 CONF = cfg.CONF
 FAKE_RPC_PAUSE = 0.005  # seconds; oslo.messaging's in-process driver looks for messages only every 50 ms

@@ -33,8 +33,11 @@ def tgt_daemon(world: World) -> Daemon:
 
 
 def start_tgt(world: World) -> None:
-    """Start tgtd unless it runs."""
-    tgt_daemon(world).start(lambda: _tgt_serves(world))
+    """Start tgtd unless it runs; Cinder, which exports anew only at its own start, then starts after it."""
+    part = tgt_daemon(world)
+    if part.pid() is None:
+        cinder_daemon(world).stop()
+    part.start(lambda: _tgt_serves(world))
 
 
 def _tgt_serves(world: World) -> bool:
@@ -136,7 +139,7 @@ class Api:
         Raises:
             WorldError: it answers with an error; OSError: it does not answer.
         """
-        request = urllib.request.Request(  # noqa: S310  (our own endpoint)
+        request = urllib.request.Request(
             f"{self.endpoint}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
@@ -147,7 +150,7 @@ class Api:
             },
         )
         try:
-            with urllib.request.urlopen(request, timeout=90) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=90) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             raise WorldError(f"Cinder answers {error.code} to {method} {path}: {error.read().decode()}") from error

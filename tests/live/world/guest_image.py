@@ -41,17 +41,12 @@ def guest_image() -> Path:
     digest = hashlib.sha256(INIT.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:12]
     image = cache_directory() / f"guest-{version}-{digest}"
     if not image.exists():
-        image.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=image.parent, prefix="guest-") as scratch:
             work = Path(scratch, "image")
             work.mkdir()
             (work / "kernel").write_bytes(_kernel(Path(f"/boot/vmlinuz-{version}").read_bytes()))
             (work / "initrd").write_bytes(_initrd(Path(scratch, "root"), version))
-            try:
-                work.rename(image)
-            except OSError:  # another world was quicker
-                if not image.exists():
-                    raise
+            work.rename(image)
     return image
 
 

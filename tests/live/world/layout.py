@@ -19,7 +19,7 @@ GUESTS = ("guest1", "guest2")
 STOPPED = "stopped1"
 PROJECT = "0123456789abcdef0123456789abcdef"
 INITIATOR = "iqn.2024-01.org.tether.live:host"
-LONGEST_DIRECTORY = 60  # a socket's path has at most 107 bytes, and QEMU's and tgt's lie below
+LONGEST_DIRECTORY = 80  # a socket's path has at most 107 bytes, and QEMU's and tgt's lie below
 
 
 class WorldError(Exception):
@@ -29,6 +29,18 @@ class WorldError(Exception):
 def cache_directory() -> Path:
     """Return where downloads and built images are kept between worlds."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tether"
+
+
+@contextlib.contextmanager
+def cache_lock() -> Iterator[None]:
+    """Let one world at a time install packages and fill the cache."""
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    handle = os.open(cache_directory(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.live.world.console import Console
-from tests.live.world.layout import GUESTS, STOPPED, World, WorldError, write
+from tests.live.world.layout import GUESTS, STOPPED, World, WorldError, cache_directory, write
 from tests.live.world.processes import Daemon, end, runs, wait_until
 
 MOUNTS = {
@@ -30,6 +30,7 @@ unix_sock_rw_perms = "0700"
 auth_unix_rw = "none"
 log_outputs = "3:stderr"
 """
+QEMU_CAPABILITIES = cache_directory() / "qemu-capabilities"
 EMULATOR = "qemu-system-x86"  # the kernel cuts a process's name to 15 bytes
 ROOT_PORTS = 12  # one for each disk that may be plugged, and a few for the controllers
 
@@ -64,7 +65,7 @@ DOMAIN = """\
 def daemon(world: World) -> Daemon:
     """Return libvirtd in a mount namespace of its own, where libvirt's directories are the world's."""
     binds = "; ".join(f"mkdir -p {path}; mount --bind {world.libvirt / name} {path}" for name, path in MOUNTS.items())
-    script = f"set -e; {binds}; exec libvirtd"
+    script = f"set -e; {binds}; exec libvirtd --pid-file /run/libvirt/libvirtd.pid"
     return Daemon(
         world, "libvirtd", "libvirtd", ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script]
     )
@@ -100,7 +101,18 @@ def start_libvirt(world: World) -> None:
             return False
         return True
 
+    probed = world.libvirt / "cache/qemu/capabilities"
+    _copy_changed(QEMU_CAPABILITIES, probed)
     daemon(world).start(serves)
+    _copy_changed(probed, QEMU_CAPABILITIES)
+
+
+def _copy_changed(source: Path, destination: Path) -> None:
+    """Copy the files that differ; libvirtd takes 7 s to ask QEMU for them, and checks by itself whether they fit."""
+    for path in source.glob("*.xml"):
+        copy = destination / path.name
+        if not copy.exists() or copy.read_bytes() != path.read_bytes():
+            write(copy, path.read_text())
 
 
 def start_guests(world: World, image: Path) -> None:
@@ -154,13 +166,13 @@ def stop_libvirt(world: World) -> None:
     """End the guests, then libvirtd; a QEMU that libvirtd can no longer end is ended here."""
     part = daemon(world)
     if part.pid() is not None:
-        for name in GUESTS + (STOPPED,):
+        for name in (*GUESTS, STOPPED):
             try:
                 virsh(world, "destroy", name, timeout=20)
             except WorldError:
                 continue  # not running, or stuck: its process is ended below
     part.stop()
-    for name in GUESTS + (STOPPED,):
+    for name in (*GUESTS, STOPPED):
         pid = guest_pid(world, name)
         if pid is not None:
             end(pid, EMULATOR)

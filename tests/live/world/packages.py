@@ -64,7 +64,10 @@ def install_packages() -> None:
     }
     with _no_daemon_is_started():
         _run(["apt-get", "-q", "update"], environment)
-        _run(["apt-get", "-q", "-y", "--no-install-recommends", "install", *missing], environment)
+        _run(
+            ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends", "install", *missing],
+            environment,
+        )
 
 
 @contextlib.contextmanager

@@ -79,6 +79,7 @@ class Daemon:
     def launch(self) -> None:
         """Start it. The child writes the pid file before it becomes the daemon, so that none is ever lost."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.pid_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             subprocess.Popen(
                 ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(self.pid_file), *self.command],
@@ -93,12 +94,19 @@ class Daemon:
         """Wait until it serves (see start)."""
         started = time.monotonic()
         while not ready():
-            # right after the start the process is still the shell or unshare that becomes the daemon
-            if time.monotonic() - started > min(5, timeout) and self.pid() is None:
+            if self._ended():
                 raise WorldError(f"{self.name} ended. Its log, {self.log}, ends:\n{self._tail()}")
             if time.monotonic() - started > timeout:
                 raise WorldError(f"{self.name} does not serve after {timeout:g} s. Its log ends:\n{self._tail()}")
             time.sleep(0.05)
+
+    def _ended(self) -> bool:
+        """Tell whether what was launched is gone; its name means nothing before the last exec."""
+        try:
+            pid = int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return False  # the child has not written it yet
+        return not self._is_ours(pid)
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]) if self.log.exists() else ""

@@ -9,17 +9,14 @@ It fails on demand. A file in ``tgt_faults`` named after a driver method, or ``<
 tgtd is found by TGT_IPC_SOCKET of the environment, so that no other tgtd of the machine is touched.
 """
 
+import contextlib
 import time
 from pathlib import Path
 
-from cinder import exception
-from cinder import interface
+from cinder import exception, interface
 from cinder.common import constants
-from cinder.volume import configuration
-from cinder.volume import driver
-from cinder.volume import volume_utils
-from oslo_concurrency import lockutils
-from oslo_concurrency import processutils
+from cinder.volume import configuration, driver, volume_utils
+from oslo_concurrency import lockutils, processutils
 from oslo_config import cfg
 from oslo_utils import units
 
@@ -39,10 +36,8 @@ def tgtadm(*arguments):
 
 def forgiving(*arguments):
     """Run tgtadm where its refusal means that the thing is as wanted already."""
-    try:
+    with contextlib.suppress(processutils.ProcessExecutionError):
         tgtadm(*arguments)
-    except processutils.ProcessExecutionError:
-        pass
 
 
 def targets():
@@ -121,7 +116,7 @@ class FileTgtDriver(driver.VolumeDriver):
 
     def create_volume(self, volume):
         self._fault("create_volume", volume)
-        with open(self.local_path(volume), "wb") as file:
+        with Path(self.local_path(volume)).open("wb") as file:
             file.truncate(volume.size * units.Gi)
 
     def delete_volume(self, volume):
