@@ -31,6 +31,7 @@ def api(tmp_path: Path) -> Api:
         (413, "overLimit", "Refused by the script: create_attachment."),
         (500, "computeFault", GENERIC),
         (503, "serviceUnavailable", GENERIC),
+        (599, "computeFault", GENERIC),
     ],
 )
 def test_fail_answers_and_does_nothing(api: Api, status: int, name: str, text: str) -> None:
