@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.unit.sim_cinder_api import GENERIC, VM, Api, connector, message
+from tests.unit.sim_cinder_api import GENERIC, VM, Api, connector, message, unknown_id
 from tether.sim import script
 
 
@@ -30,6 +31,7 @@ def api(tmp_path: Path) -> Api:
         (413, "overLimit", "Refused by the script: create_attachment."),
         (500, "computeFault", GENERIC),
         (503, "serviceUnavailable", GENERIC),
+        (599, "computeFault", GENERIC),
     ],
 )
 def test_fail_answers_and_does_nothing(api: Api, status: int, name: str, text: str) -> None:
@@ -187,6 +189,17 @@ def test_a_late_delete_tears_the_backend_down_and_leaves_the_row(api: Api) -> No
     assert api.states(volume) == ("available", "detached", [])
 
 
+def test_a_late_delete_of_a_reserved_attachment_is_done_whole(api: Api) -> None:
+    volume = api.volume()
+    attachment = api.created(volume)
+    api.script("delete_attachment", "late", seconds=4)
+    assert api.delete(attachment).status_code == 500
+    assert api.show(attachment)["status"] == "reserved"
+    api.clock.now += 4
+    assert api.call("GET", f"/attachments/{attachment}").status_code == 404
+    assert api.states(volume) == ("available", "detached", [])
+
+
 def test_late_legacy_calls(api: Api) -> None:
     volume = api.volume()
     api.script("initialize_connection", "late", seconds=4)
@@ -231,6 +244,19 @@ def test_pending_work_ends_without_a_request(api: Api) -> None:
     api.clock.now += 4
     transport.app.settle()
     assert api.states(volume) == ("attaching", "detached", [])
+
+
+def test_one_of_many_at_once_wins(api: Api) -> None:
+    volume = api.volume()
+    owners = [unknown_id() for _ in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        created = pool.map(lambda owner: Api(api.store.directory).create(volume, instance_uuid=owner), owners)
+        assert sorted(answer.status_code for answer in created) == [200, *[400] * 7]
+    other = api.volume()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        reserved = pool.map(lambda _: Api(api.store.directory).action(other, "os-reserve"), range(8))
+        assert sorted(answer.status_code for answer in reserved) == [202, *[400] * 7]
+    assert len(api.rows(volume)) == 1
 
 
 def attach_and_detach_for_ever(directory: Path, volume: str) -> None:

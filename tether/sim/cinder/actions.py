@@ -107,7 +107,7 @@ def detach(call: Call, route: Route) -> Answer:
     if attachment_id is not None:
         uuid_field(wanted, "attachment_id")
     volume = find_volume(call.book, route.target)
-    row = call.book.get("attachments", {}).get(attachment_id)
+    row = call.book["attachments"].get(attachment_id)
     deletion_allowed(call, row, volume, named=bool(attachment_id))
     if volume["status"] == "maintenance":
         raise Fault(400, "Invalid volume: The volume cannot be detached in maintenance mode.")

@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -98,7 +99,7 @@ class CinderApp:
         }
         if answer.status == HTTPStatus.NO_CONTENT:
             del headers["Content-Type"], headers["Content-Length"]
-        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(headers.items()))
+        start_response(f"{answer.status} {responses.get(answer.status, 'Unknown')}", list(headers.items()))
         return [content]
 
     def answer(self, request: Request, *, late: float | None = None, refused: int | None = None) -> Answer:

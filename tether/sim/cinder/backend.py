@@ -29,7 +29,7 @@ def create_export(book: Book, volume: Row) -> None:
 
     RBD has none: a client needs only its cephx key.
     """
-    if volume["protocol"] != "iscsi" or volume["id"] in book.setdefault("exports", {}):
+    if volume["protocol"] != "iscsi" or volume["id"] in book["exports"]:
         return
     book["exports"][volume["id"]] = {
         "target_portal": PORTAL,
@@ -43,7 +43,7 @@ def create_export(book: Book, volume: Row) -> None:
 
 def remove_export(book: Book, volume: Row) -> None:
     """Take the export down, if it is there."""
-    book.get("exports", {}).pop(volume["id"], None)
+    book["exports"].pop(volume["id"], None)
 
 
 def terminate_connection(book: Book, volume: Row) -> bool:

@@ -131,7 +131,7 @@ def detach_volume(book: Book, _now: float, *, volume_id: str, attachment_id: str
             volume.update(status="available", attach_status="detached")
             return
         attachment_id = str(rows[0]["id"])
-    if attachment_id in book.get("attachments", {}):
+    if attachment_id in book["attachments"]:
         backend.remove_export(book, volume)
     drop_attachment(book, volume, attachment_id)
 
@@ -148,7 +148,7 @@ def attachment_update(
         Fault: 400, the connector lacks something; 404, the row has gone.
     """
     volume = find_volume(book, volume_id)
-    known = book.get("attachments", {}).get(attachment_id)
+    known = book["attachments"].get(attachment_id)
     mode = connector.get("mode", "rw")
     if known is not None and known["attach_mode"] != "null":
         mode = known["attach_mode"]

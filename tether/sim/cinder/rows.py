@@ -59,7 +59,7 @@ def find_attachment(book: Book, attachment_id: str) -> Row:
 
 def attachments_of(book: Book, volume_id: str) -> list[Row]:
     """Return a volume's attachments, oldest first."""
-    rows = [row for row in book.get("attachments", {}).values() if row["volume_id"] == volume_id]
+    rows = [row for row in book["attachments"].values() if row["volume_id"] == volume_id]
     return sorted(rows, key=lambda row: int(row["serial"]))
 
 
@@ -78,7 +78,7 @@ def add_attachment(book: Book, volume_id: str, attach_status: str, instance_uuid
         "connector": None,
         "connection_info": None,
     }
-    book.setdefault("attachments", {})[row["id"]] = row
+    book["attachments"][row["id"]] = row
     return row
 
 
@@ -88,7 +88,7 @@ def drop_attachment(book: Book, volume: Row, attachment_id: str) -> None:
     The first of the rest's states in alphabetical order wins (attached, attaching, detaching, reserved),
     whatever the volume's status was (cinder/db/api.py:volume_detached).
     """
-    book.get("attachments", {}).pop(attachment_id, None)
+    book["attachments"].pop(attachment_id, None)
     states = sorted(row["attach_status"] for row in attachments_of(book, volume["id"]))
     attach_status = next((state for state in states if not state.startswith("error_")), "detached")
     volume["attach_status"] = attach_status

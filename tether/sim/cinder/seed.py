@@ -73,7 +73,9 @@ def new_volume(book: Book, now: float, *, encrypted: bool = False, passphrase: s
         ConflictError: a volume with this id is there already.
     """
     volume_id = _checked_id(str(facts.get("id") or uuid.uuid4()))
-    if volume_id in book.setdefault("volumes", {}):
+    for part in ("volumes", "attachments", "exports", "keys"):
+        book.setdefault(part, {})
+    if volume_id in book["volumes"]:
         raise ConflictError(
             f"a volume {volume_id} is there already",
             resource=f"volume {volume_id}",
@@ -131,7 +133,7 @@ def _checked_id(volume_id: str) -> str:
 
 def _new_key(book: Book, volume_id: str, passphrase: str) -> dict[str, Any]:
     key_id = str(uuid.uuid5(_TYPE_NAMESPACE, volume_id))
-    book.setdefault("keys", {})[key_id] = passphrase or secrets.token_hex(32)
+    book["keys"][key_id] = passphrase or secrets.token_hex(32)
     return {
         "encryption_key_id": key_id,
         "control_location": "front-end",
