@@ -86,6 +86,7 @@ class Plug(Step):
 
     scope: ClassVar[Scope]
     book = "guest"
+    repeatable = True
 
     def spec(
         self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
@@ -106,18 +107,25 @@ class Plug(Step):
         )
 
     def plug(self, server: Server, spec: DiskSpec) -> None:
-        """Mark, plug, and read back. Call it under the server's lease."""
+        """Mark, plug, and read back; nothing if it is there already. Call it under the server's lease."""
+        if self.own_disk(server, spec) is not None:
+            return
         definition = server.definition(self.scope)
         source = source_of(spec)
         for disk in definition.disks if definition else ():
-            if disk.source == source and disk.alias != alias_of(spec.volume_id):
+            if disk.source == source:
                 raise FinalError(
                     f"{disk.target} of server {server.name} already opens {source}",
                     resource=f"server {server.uuid}",
                     hint="two disks on one volume destroy it: detach the other one first",
                 )
         self.tools.guest.mark(server.uuid, self.scope, spec.volume_id, self.job.id)
-        self.tools.guest.plug(server.uuid, self.scope, render(spec))
+        try:
+            self.tools.guest.plug(server.uuid, self.scope, render(spec))
+        except FinalError:
+            # An earlier request without an answer may have come late: then it is there, and this one was refused.
+            if self.own_disk(self.run.see_server(), spec) is None:
+                raise
         if self.own_disk(self.run.see_server(), spec) is None:
             raise UncertainError(
                 f"volume {self.job.volume_name} is not in the {self.scope} definition of server {server.name}"
@@ -181,7 +189,7 @@ class PlugPersistent(Plug):
 
     Effect: tether's mark, then ``<disk>`` (attachDeviceFlags CONFIG). Key: alias, serial, source, target and mark.
     Compensation: unplug by alias, take the mark out, read the XML again.
-    Uncertain: timeout, connection lost: read the XML.
+    Uncertain: timeout, connection lost: repeat; each try reads the XML first.
     Crash windows: before the mark; between mark and disk; after the disk.
     """
 
@@ -199,13 +207,6 @@ class PlugPersistent(Plug):
             self.plug(server, spec)
         return {"target": slot.target}
 
-    def look(
-        self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
-    ) -> dict[str, str] | None:
-        spec = self.spec(volume, attachment_id, connector, slot, device)
-        found = self.own_disk(self.run.see_server(), spec)
-        return None if found is None else {"target": found.target}
-
     def undo(self) -> None:
         self.unplug()
 
@@ -216,7 +217,7 @@ class PlugLive(Plug):
     Effect: tether's mark, then ``<disk>`` (attachDeviceFlags LIVE); nothing on a guest that is shut off.
     Key: alias, serial, source, target and mark.
     Compensation: unplug by alias and wait for the guest's answer; a guest that does not let go blocks the job.
-    Uncertain: timeout, connection lost: read the XML.
+    Uncertain: timeout, connection lost: repeat; each try reads the XML first.
     Crash windows: before the mark; between mark and disk; after the disk.
     """
 
@@ -230,7 +231,7 @@ class PlugLive(Plug):
         spec = self.spec(volume, attachment_id, connector, slot, device)
         with self.run.server_lease():
             server = self.run.see_server()
-            if server.live is not None and self.own_disk(server, spec) is None:
+            if server.live is not None:
                 try:
                     self.plug(server, spec)
                 except FinalError:
@@ -239,17 +240,6 @@ class PlugLive(Plug):
                         raise
         self.run.pivoted = True
         return {"target": slot.target}
-
-    def look(
-        self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
-    ) -> dict[str, str] | None:
-        spec = self.spec(volume, attachment_id, connector, slot, device)
-        server = self.run.see_server()
-        found = self.own_disk(server, spec) if server.live is not None else None
-        if found is None:
-            return None
-        self.run.pivoted = True
-        return {"target": found.target}
 
     def undo(self) -> None:
         self.unplug()

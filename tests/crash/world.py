@@ -1,0 +1,113 @@
+"""Runs tether's command line on copies of one embedded world, each command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.crash import judge
+
+KILLED = 137
+#: Exit codes that end a job for good.
+DONE, ROLLED_BACK, BLOCKED = 0, 3, 4
+
+
+@dataclass
+class Outcome:
+    """How one command ended.
+
+    Args:
+        code: the exit code; 137 if it was killed.
+        out: what it printed on stdout; ``err`` on stderr.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+class SimWorld:
+    """One embedded world in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._runs = 0
+
+    def tether(self, *words: str, config: str = "") -> Outcome:
+        """Run a command in a forked process, so that it may be killed, with the imports done."""
+        self._runs += 1
+        out, err = (self.directory.parent / f"{self.directory.name}.{self._runs}.{name}" for name in ("out", "err"))
+        given = ["--config-file", config] if config else []
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                with out.open("w") as stdout, err.open("w") as stderr:
+                    sys.stdout, sys.stderr = stdout, stderr
+                    from tether.cli.main import main
+
+                    code = main([*given, "--sim", str(self.directory), *words])
+            finally:
+                os._exit(code)
+        _pid, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return Outcome(128 - code if code < 0 else code, out.read_text(), err.read_text())
+
+    def script(self, call: str, action: str, *, times: int = 1, seconds: float = 0.5, status: int = 400) -> None:
+        """Script a failure."""
+        options = ["--times", str(times), "--seconds", str(seconds), "--status", str(status)]
+        done = self.tether("sim", "script", *options, str(self.directory), call, action)
+        assert done.code == 0, done.err
+
+    def books(self) -> dict[str, Any]:
+        """Return the five books, once everything that was to happen late has happened."""
+        self._let_late_things_happen()
+        return judge.snapshot(self.directory)
+
+    def _let_late_things_happen(self) -> None:
+        due = [time.time() - 1]
+        for path in self.directory.glob("**/*.json"):
+            text = json.loads(path.read_text())
+            due += [item["due"] for key in ("late", "pending") for item in _items(text.get(key)) if "due" in item]
+        time.sleep(max(0.0, max(due) - time.time()) + 0.01 * (len(due) > 1))
+        if len(due) > 1:  # they are carried out when a book is next opened
+            self.tether("mapping", "show", "vol1", "guest1")
+
+    def jobs(self) -> list[tuple[str, str]]:
+        """Return kind and state of every job, the newest first."""
+        with sqlite3.connect(f"file:{self.directory / 'tether.sqlite'}?mode=ro", uri=True, timeout=10) as connection:
+            return connection.execute("SELECT kind, state FROM tether_jobs ORDER BY created_at DESC").fetchall()
+
+
+def _items(value: Any) -> list[dict[str, Any]]:
+    found = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    return [item for item in found if isinstance(item, dict)]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh world with its database."""
+    world = SimWorld(tmp_path_factory.mktemp("template") / "world")
+    done = world.tether("job", "list")
+    assert done.code == 0, done.err
+    return world.directory
+
+
+@pytest.fixture
+def sim(template: Path) -> Iterator[SimWorld]:
+    """A world of this test's own, in memory: what is killed here are processes, never the machine."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="tether-test-") as scratch:
+        directory = Path(scratch) / "world"
+        shutil.copytree(template, directory)
+        yield SimWorld(directory)
