@@ -48,7 +48,8 @@ need_packages() {
     command -v apt-get >/dev/null || give_up "these packages are missing: ${missing[*]}" \
         "there is no apt-get here: install what they are called on this system"
     echo "installing with apt: ${missing[*]}" >&2
-    quietly "apt-get update" as_root apt-get update -qq
+    [ -n "${apt_updated:-}" ] || quietly "apt-get update" as_root apt-get update -qq
+    apt_updated=yes
     quietly "apt-get install ${missing[*]}" as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
@@ -84,11 +85,11 @@ set_up_venv() {
         if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
             exit 0
         fi
-        case $extras in *libvirt*) need_build_tools "$python" ;; esac
+        case $extras in *libvirt*) need_headers "$python" ;; esac
         echo "setting up .venv${extras:+ with $extras}" >&2
         # A venv of another Python, or of a checkout that was moved, is no base to build on.
         if [ "$(cat "$venv/.tether-python" 2>/dev/null)" != "$checkout $python $("$python" -V)" ]; then
-            rm -rf "$venv"/bin "$venv"/lib* "$venv"/include "$venv"/.tether-*
+            rm -rf "${venv:?}"/{bin,include,lib,lib64} "$venv"/.tether-*
             quietly "making .venv" "$python" -m venv "$venv"
             echo "$checkout $python $("$python" -V)" >"$venv/.tether-python"
         fi
@@ -99,9 +100,13 @@ set_up_venv() {
     ) 9>"$venv/.lock"
 }
 
-# need_build_tools PYTHON: libvirt-python is compiled against libvirt's and Python's headers.
-need_build_tools() {
-    need_packages gcc pkg-config libvirt-dev
-    "$1" -c 'import pathlib, sys, sysconfig
-sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || need_packages python3-dev
+# need_headers PYTHON: libvirt-python is compiled against libvirt's and Python's headers.
+need_headers() {
+    local headers='import pathlib, sys, sysconfig
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())'
+    if "$1" -c "$headers"; then
+        need_packages gcc pkg-config libvirt-dev
+    else
+        need_packages gcc pkg-config libvirt-dev python3-dev
+    fi
 }
