@@ -148,7 +148,10 @@ def test_a_helper_that_breaks_is_uncertain(pretend: PretendHost) -> None:
 
 
 PARENT = """
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from tether.adapters.cinder.model import Connection
 from tether.adapters.host.brick import BrickHost
@@ -158,20 +161,38 @@ from tether.settings import Settings
 root = Path(sys.argv[1])
 places = Places(*(str(root / name) for name in ("sys", "dev", "proc", "etc", "var")))
 host = BrickHost(Settings(run_dir=str(root / "run"), lock_path=str(root / "locks")), places)
+if sys.argv[2] == "hang-fork":
+    # A fork keeps the pipe to the helper open, so that its end of file never comes.
+    def fork():
+        while not (root / "calls").exists() or "pids" not in (root / "calls").read_text():
+            time.sleep(0.02)
+        if (child := os.fork()) == 0:
+            time.sleep(600)
+        (root / "forked").write_text(str(child))
+    threading.Thread(target=fork).start()
 data = {"target_iqn": "iqn.x", "target_portal": "p", "target_lun": 1}
 host.connect("v1", Connection(protocol="iscsi", data=Sealed(data)))
 """
 
 
-@pytest.mark.parametrize("how", ["hang", "deaf"])
+@pytest.mark.parametrize("how", ["hang", "deaf", "hang-fork"])
 def test_the_death_of_the_parent_ends_helper_and_commands(how: str, pretend: PretendHost) -> None:
-    pretend.behave(connect=[how])
+    """Told by the signal of its death, by the end of standard input, or by both."""
+    pretend.behave(connect=[how.removesuffix("-fork")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])}
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(pretend.root)], env=environment) as parent:
+    forked = pretend.root / "forked"
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(pretend.root), how], env=environment) as parent:
         until(lambda: bool(pids(pretend)), "the hanging call")
+        if how == "hang-fork":
+            until(lambda: forked.exists() and forked.read_text() != "", "the fork")
         assert all(runs(number) for number in pids(pretend))
         parent.kill()
-    until(lambda: not any(runs(number) for number in pids(pretend)), "the end of helper and command")
+    try:
+        until(lambda: not any(runs(number) for number in pids(pretend)), "the end of helper and command", limit=20.0)
+    finally:
+        for number in [*pids(pretend), *([int(forked.read_text())] if forked.exists() else [])]:
+            if runs(number):
+                os.kill(number, signal.SIGKILL)
 
 
 # errors
