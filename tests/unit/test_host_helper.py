@@ -18,9 +18,10 @@ import pytest
 
 from tests.fakes.host import PASSPHRASE, PASSWORD, PretendHost
 from tether.adapters.cinder.model import Connection, Encryption
-from tether.adapters.host import process
+from tether.adapters.host import helper, process
 from tether.adapters.host.brick import BrickHost, open_host
 from tether.adapters.host.network import NetworkHost
+from tether.adapters.host.places import Places
 from tether.errors import ConfigError, FinalError, TetherError, UncertainError
 from tether.sealed import Sealed
 from tether.settings import Settings
@@ -392,6 +393,14 @@ def test_settings_reach_os_brick(pretend: PretendHost) -> None:
 def test_another_initiator_name_than_iscsids_is_refused(pretend: PretendHost) -> None:
     with pytest.raises(ConfigError, match="iscsid logs in as"):
         pretend.host(initiator_name="iqn.other").connector()
+
+
+def test_only_the_hosts_settings_go_to_the_helper() -> None:
+    settings = Settings(database="postgresql://tether:db-Secret@db/tether", run_dir="/r", num_volume_scan_tries=9)
+    asked = json.dumps(helper.request("find", settings, Places(), {"volume_id": "v1"}))
+    assert "db-Secret" not in asked
+    assert '"num_volume_scan_tries": 9' in asked
+    assert '"run_dir": "/r"' in asked
 
 
 # secrets

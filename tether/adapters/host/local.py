@@ -163,7 +163,9 @@ class LocalHost:
         self._probes.check_eyesight()
         linked = self._probes.block_of(self._links.target(volume_id)) if self._links.target(volume_id) else ""
         disks = set(self._probes.disks(protocol, data))
-        if linked and {linked, *self._probes.slaves(linked)} & disks:
+        ours = bool({linked, *self._probes.slaves(linked)} & disks) if linked else False
+        # Fibre Channel disks are known by udev's links alone; where those are missing, the link is believed.
+        if ours or (linked and not disks and protocol == "fibre_channel"):
             return self._probes.users(volume_id, linked)
         # Without the link: the multipath map over the disks counts as os-brick's, not as a user.
         maps = {
