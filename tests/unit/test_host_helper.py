@@ -468,9 +468,22 @@ def test_only_our_own_interrupted_format_is_repeated(ours: bool, pretend: Preten
     if ours:
         pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
     else:
-        with pytest.raises(FinalError, match="passphrase"):
+        with pytest.raises(FinalError, match="No usable keyslot"):
             pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
     assert bool([line for line in pretend.calls() if "luksFormat" in line]) == ours
+
+
+def test_a_device_that_cannot_be_read_is_uncertain_and_not_formatted(pretend: PretendHost) -> None:
+    volume_id, connection = pretend.exported(passphrase=None)
+    device = pretend.host().connect(volume_id, connection)
+    Path(device.link).unlink()
+    Path(device.link).symlink_to(pretend.root / "dev/mapper/alias")
+    add = pretend.root / "sys/class/block/dm-9/dm"
+    add.mkdir(parents=True)
+    (add / "name").write_text("alias\n")
+    with pytest.raises(UncertainError, match="exit status 4"):
+        pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
+    assert not [line for line in pretend.calls() if "luksFormat" in line]
 
 
 def test_a_mapping_over_another_device_is_refused(pretend: PretendHost) -> None:
