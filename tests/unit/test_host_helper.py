@@ -486,6 +486,15 @@ def test_a_device_that_cannot_be_read_is_uncertain_and_not_formatted(pretend: Pr
     assert not [line for line in pretend.calls() if "luksFormat" in line]
 
 
+def test_a_refusal_that_left_the_mapping_open_is_uncertain(pretend: PretendHost) -> None:
+    pretend.behave(open=["fail-after"])
+    volume_id, connection = pretend.exported()
+    pretend.host().connect(volume_id, connection)
+    with pytest.raises(UncertainError, match="encryption"):
+        pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
+    assert pretend.host().encryption_open(volume_id)
+
+
 def test_a_mapping_over_another_device_is_refused(pretend: PretendHost) -> None:
     volume_id, connection = pretend.exported()
     pretend.host().connect(volume_id, connection)

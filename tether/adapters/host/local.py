@@ -119,9 +119,15 @@ class LocalHost:
                 )
         else:
             device = str(Path(self._places.dev) / own)
-            crypt.open_mapping(
-                volume_id, device, provider=provider, cipher=cipher, key_size=key_size, passphrase=passphrase
-            )
+            try:
+                crypt.open_mapping(
+                    volume_id, device, provider=provider, cipher=cipher, key_size=key_size, passphrase=passphrase
+                )
+            except FinalError as error:
+                # cryptsetup gives one exit status for several things: the mapping's absence is the proof.
+                if self._probes.map_named(mapping_name(volume_id)):
+                    raise UncertainError(error.message, resource=error.resource, hint=error.hint) from error
+                raise
         self._links.point(volume_id, self._mapper(volume_id))
         return self._present(volume_id)
 
