@@ -6,6 +6,7 @@ privileged calls through oslo.privsep: all three are set up here, once for the p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ def set_up(settings: Settings) -> None:
     """Prepare this process for os-brick, as root and without a privsep daemon, sudo or eventlet.
 
     ``init_backend`` comes before anything that imports os_brick: oslo.service's default backend is
-    eventlet, even in a process that never asked for it.
+    eventlet, even in a process that never asked for it. Nor is eventlet imported by those who only probe
+    for it (futurist, oslo.utils).
     """
+    if "eventlet" not in sys.modules:
+        sys.modules["eventlet"] = None  # type: ignore[assignment]
+
     from oslo_service import backend
 
     backend.init_backend(backend.BackendType.THREADING)

@@ -9,7 +9,8 @@ from typing import NoReturn
 from tether.adapters.host.probes import mapping_name
 from tether.errors import ConfigError, FinalError, UncertainError
 
-#: cryptsetup(8), RETURN CODES.
+#: cryptsetup(8), RETURN CODES: 1 is also what isLuks says of another device, and open of a header without keys.
+NOT_LUKS = NO_KEY = 1
 WRONG_PASSPHRASE = 2
 NO_DEVICE = 4
 
@@ -48,6 +49,8 @@ def open_mapping(volume_id: str, device: str, *, provider: str, cipher: str, key
         ended = _cryptsetup(["open", "--type", "luks", "--key-file=-", device, name], passphrase)
     if ended.returncode == WRONG_PASSPHRASE:
         _refuse(volume_id, "the passphrase does not open it", "check the volume's key in the key manager")
+    if ended.returncode == NO_KEY:
+        _refuse(volume_id, _told(ended), "see what its header holds: cryptsetup luksDump")
     if ended.returncode:
         _uncertain(volume_id, "open", ended)
 
@@ -72,7 +75,10 @@ def _needs_format(volume_id: str, device: str) -> bool:
         FinalError: the device is neither LUKS nor blank.
         UncertainError: its header cannot be read.
     """
-    if _cryptsetup(["isLuks", device]).returncode == 0:
+    asked = _cryptsetup(["isLuks", device])
+    if asked.returncode not in (0, NOT_LUKS):
+        _uncertain(volume_id, "read", asked)
+    if asked.returncode == 0:
         dumped = _cryptsetup(["luksDump", device])
         if dumped.returncode:
             _uncertain(volume_id, "read", dumped)
@@ -119,9 +125,14 @@ def _refuse(volume_id: str, why: str, hint: str) -> NoReturn:
 
 
 def _uncertain(volume_id: str, verb: str, ended: subprocess.CompletedProcess[str]) -> NoReturn:
-    told = (ended.stderr.strip().splitlines() or ["no reason given"])[-1]
     raise UncertainError(
-        f"cryptsetup could not {verb} the encryption of volume {volume_id}: exit status {ended.returncode}: {told}",
+        f"cryptsetup could not {verb} the encryption of volume {volume_id}:"
+        f" exit status {ended.returncode}: {_told(ended)}",
         resource=f"volume {volume_id}",
         hint=f"look at: cryptsetup status {mapping_name(volume_id)}",
     )
+
+
+def _told(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line of what cryptsetup said."""
+    return (ended.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -61,6 +61,7 @@ MEANINGS: dict[str, tuple[Verdict, str]] = {
     "ExecutionTimeout": (Verdict.UNCERTAIN, _LOOK),
     "ProcessExecutionError": (Verdict.REFUSED, _LOOK),
     "UnknownArgumentError": (Verdict.REFUSED, _LOOK),
+    "InvalidArgumentError": (Verdict.REFUSED, _LOOK),
     "NoRootWrapSpecified": (Verdict.LACKING, "run tether as root"),
     # the system
     "FileNotFoundError": (

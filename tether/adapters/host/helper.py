@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from io import FileIO
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -55,8 +55,13 @@ def carry_out(request: Mapping[str, Any]) -> Any:
 
 
 def request(verb: str, settings: Settings, places: Places, words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request for one verb: the counterpart of :func:`carry_out`."""
-    return {"verb": verb, "settings": asdict(settings), "places": asdict(places), "words": dict(words)}
+    """Return the request for one verb: the counterpart of :func:`carry_out`.
+
+    Of the settings only the host's go along: the database's URL may hold a password.
+    """
+    names = ("run_dir", *(item.name for item in fields(Settings) if item.metadata["section"] == "host"))
+    chosen = {name: getattr(settings, name) for name in names}
+    return {"verb": verb, "settings": chosen, "places": asdict(places), "words": dict(words)}
 
 
 def main(requests: FileIO, answers: TextIO) -> None:

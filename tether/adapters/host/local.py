@@ -119,9 +119,15 @@ class LocalHost:
                 )
         else:
             device = str(Path(self._places.dev) / own)
-            crypt.open_mapping(
-                volume_id, device, provider=provider, cipher=cipher, key_size=key_size, passphrase=passphrase
-            )
+            try:
+                crypt.open_mapping(
+                    volume_id, device, provider=provider, cipher=cipher, key_size=key_size, passphrase=passphrase
+                )
+            except FinalError as error:
+                # cryptsetup gives one exit status for several things: the mapping's absence is the proof.
+                if self._probes.map_named(mapping_name(volume_id)):
+                    raise UncertainError(error.message, resource=error.resource, hint=error.hint) from error
+                raise
         self._links.point(volume_id, self._mapper(volume_id))
         return self._present(volume_id)
 
@@ -163,7 +169,9 @@ class LocalHost:
         self._probes.check_eyesight()
         linked = self._probes.block_of(self._links.target(volume_id)) if self._links.target(volume_id) else ""
         disks = set(self._probes.disks(protocol, data))
-        if linked and {linked, *self._probes.slaves(linked)} & disks:
+        ours = bool({linked, *self._probes.slaves(linked)} & disks) if linked else False
+        # Fibre Channel disks are known by udev's links alone; where those are missing, the link is believed.
+        if ours or (linked and not disks and protocol == "fibre_channel"):
             return self._probes.users(volume_id, linked)
         # Without the link: the multipath map over the disks counts as os-brick's, not as a user.
         maps = {

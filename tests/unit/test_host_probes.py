@@ -1,0 +1,145 @@
+"""Reading a host's files: identities, Fibre Channel and NVMe, on trees made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tether.adapters.host import wwid
+from tether.adapters.host.links import Links
+from tether.adapters.host.places import Places
+from tether.adapters.host.probes import Probes, targets
+
+NGUID = "6001405aaaabbbbccccddddeeeeffff0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"naa.{NGUID}",
+        f"3{NGUID}",
+        f"0x{NGUID.upper()}",
+        f"eui.{NGUID}\n",
+        "6001405a-aaab-bbbc-cccd-dddeeeeffff0",
+        f" {NGUID} ",
+    ],
+)
+def test_one_identity_in_its_many_forms(text: str) -> None:
+    assert wwid.normalise(text) == NGUID
+
+
+def test_what_is_no_number_is_kept() -> None:
+    assert wwid.normalise("t10.ATA     QEMU HARDDISK \n") == "t10.ATA     QEMU HARDDISK"
+    assert wwid.normalise("") == ""
+
+
+def test_a_number_that_begins_with_a_three_is_not_cut() -> None:
+    assert wwid.normalise("3001405aaaabbbbccccddddeeeeffff0") == "3001405aaaabbbbccccddddeeeeffff0"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "data", "expected"),
+    [
+        ("iscsi", {"target_iqn": "x"}, ""),
+        ("iscsi", {"wwn": f"3{NGUID}"}, NGUID),
+        ("nvmeof", {"volume_nguid": NGUID.upper()}, NGUID),
+        ("lightos", {"uuid": "6001405a-aaab-bbbc-cccd-dddeeeeffff0"}, NGUID),
+        ("iscsi", {"uuid": "6001405a-aaab-bbbc-cccd-dddeeeeffff0"}, ""),
+        ("iscsi", {"wwn": None}, ""),
+    ],
+)
+def test_the_identity_that_the_data_name(protocol: str, data: dict[str, str], expected: str) -> None:
+    assert wwid.named_by(protocol, data) == expected
+
+
+def test_targets_of_single_and_multipath_data() -> None:
+    assert targets({"target_iqn": "a", "target_lun": 1}) == {("a", "1")}
+    many = {"target_iqn": "a", "target_lun": 1, "target_iqns": ["a", "b"], "target_luns": [1, 2]}
+    assert targets(many) == {("a", "1"), ("b", "2")}
+    assert targets({"target_iqns": ["a", "b"], "target_lun": 3}) == {("a", "3"), ("b", "3")}
+    assert targets({}) == set()
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> Probes:
+    (tmp_path / "sys/class/block").mkdir(parents=True)
+    (tmp_path / "dev/disk/by-path").mkdir(parents=True)
+    return Probes(Places(*(str(tmp_path / name) for name in ("sys", "dev", "proc", "etc", "var"))))
+
+
+def add_block(root: Path, name: str, **attributes: str) -> None:
+    folder = root / "sys/class/block" / name
+    folder.mkdir()
+    (root / "dev" / name).write_text("")
+    for key, text in attributes.items():
+        (folder / key).write_text(text + "\n")
+
+
+def test_fibre_channel_disks_are_found_by_port_and_lun(probes: Probes, tmp_path: Path) -> None:
+    for name, lun in (("sda", 1), ("sdb", 2)):
+        add_block(tmp_path, name)
+        link = tmp_path / f"dev/disk/by-path/pci-0000:05:00.0-fc-0x500a0981891b8dc5-lun-{lun}"
+        link.symlink_to(f"../../{name}")
+    data = {"target_wwn": ["500A0981891B8DC5"], "target_lun": 1}
+    assert probes.left("v1", "fibre_channel", data, "") == [f"disk {tmp_path}/dev/sda"]
+    assert probes.left("v1", "fibre_channel", {**data, "target_wwn": "500a0981891b8dc5", "target_lun": 3}, "") == []
+
+
+def add_controller(root: Path, name: str, nqn: str, *namespaces: str) -> None:
+    folder = root / "sys/class/nvme" / name
+    folder.mkdir(parents=True)
+    (folder / "subsysnqn").write_text(nqn + "\n")
+    for namespace in namespaces:
+        (folder / namespace).mkdir()
+
+
+def test_nvme_namespaces_and_controllers_are_residue(probes: Probes, tmp_path: Path) -> None:
+    add_controller(tmp_path, "nvme0", "nqn.ours", "nvme0n1", "nvme0c0n1")
+    add_controller(tmp_path, "nvme1", "nqn.other", "nvme1n1")
+    add_block(tmp_path, "nvme0n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff0")
+    add_block(tmp_path, "nvme1n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff1")
+    data = {"target_nqn": "nqn.ours", "volume_nguid": NGUID}
+    assert probes.left("v1", "nvmeof", data, "") == ["nvme controller nvme0", f"disk {tmp_path}/dev/nvme0n1"]
+    assert probes.left("v1", "nvmeof", {"target_nqn": "nqn.none"}, "") == []
+
+
+def test_a_controller_with_another_volumes_namespace_is_not_residue(probes: Probes, tmp_path: Path) -> None:
+    add_controller(tmp_path, "nvme0", "nqn.shared", "nvme0n1", "nvme0n2")
+    add_block(tmp_path, "nvme0n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff1")
+    add_block(tmp_path, "nvme0n2", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff0")
+    data = {"target_nqn": "nqn.shared", "volume_nguid": NGUID}
+    assert probes.left("v1", "nvmeof", data, "") == [f"disk {tmp_path}/dev/nvme0n2"]
+    assert probes.left("v1", "nvmeof", {**data, "volume_nguid": "6001405a" * 4}, "") == []
+
+
+def test_a_namespace_of_zeros_names_nothing(probes: Probes, tmp_path: Path) -> None:
+    add_block(tmp_path, "nvme0n1", nguid="00000000-0000-0000-0000-000000000000", wwid=f"eui.{NGUID}")
+    (tmp_path / "sys/class/block/nvme0n1/wwid").write_text(f"eui.{NGUID}\n")
+    assert probes.identities("nvme0n1") == [NGUID]
+
+
+def test_a_crypt_device_of_another_kind_is_not_the_volumes(probes: Probes, tmp_path: Path) -> None:
+    add_block(tmp_path, "dm-0")
+    (tmp_path / "sys/class/block/dm-0/dm").mkdir()
+    (tmp_path / "sys/class/block/dm-0/dm/name").write_text("tether-v1\n")
+    (tmp_path / "sys/class/block/dm-0/dm/uuid").write_text("LVM-xyz\n")
+    assert probes.crypt_of("v1") == ""
+    assert probes.left("v1", "iscsi", {}, "") == ["dm-crypt tether-v1"]
+    (tmp_path / "sys/class/block/dm-0/dm/uuid").write_text("CRYPT-LUKS2-0123-tether-v1\n")
+    assert probes.crypt_of("v1") == "dm-0"
+    assert probes.crypt_of("v") == ""
+
+
+def test_links_are_replaced_in_one_step(tmp_path: Path) -> None:
+    links = Links(str(tmp_path))
+    assert links.target("v1") == ""
+    links.point("v1", "/dev/sda")
+    links.point("v1", "/dev/sdb")
+    assert links.target("v1") == "/dev/sdb"
+    assert [entry.name for entry in (tmp_path / "volumes").iterdir()] == ["v1"]
+    links.remember("v1", NGUID)
+    assert links.identity("v1") == NGUID
+    links.remove("v1")
+    links.remove("v1")
+    assert (links.target("v1"), links.identity("v1")) == ("", "")
