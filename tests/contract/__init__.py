@@ -3,4 +3,5 @@
 import pytest
 
 # The suites are imported, not collected: without this their failed asserts would say nothing.
-pytest.register_assert_rewrite("tests.contract.cinder_contract")
+for _part in ("attachments", "contract", "faults", "legacy", "words"):
+    pytest.register_assert_rewrite(f"tests.contract.cinder_{_part}")

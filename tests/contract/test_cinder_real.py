@@ -4,6 +4,10 @@ Environment:
     TETHER_TEST_CINDER: its URL, such as http://127.0.0.1:8776/v3.
     TETHER_TEST_CINDER_TYPE: a volume type of an iSCSI backend.
     TETHER_TEST_CINDER_MULTI_TYPE: one with ``multiattach = <is> True``.
+    TETHER_TEST_CINDER_FAULTY_TYPE: one of a backend that reads faults from a directory: the file
+        ``VOLUME_ID.METHOD`` there makes that driver method raise (``fail``) or wait (``sleep SECONDS``).
+    TETHER_TEST_CINDER_FAULTS: that directory.
+    TETHER_TEST_CINDER_RPC_TIMEOUT: Cinder's ``rpc_response_timeout`` in seconds; a short one, such as 3.
 """
 
 from __future__ import annotations
@@ -11,12 +15,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.cinder_contract import AttachmentsContract, LegacyContract, LookupContract
+from tests.contract.cinder_contract import CinderContract
+from tests.contract.cinder_words import CONNECTOR, eventually
 from tether.adapters.cinder.session import open_cinder
+from tether.errors import UncertainError
 from tether.settings import Settings
 
 pytestmark = pytest.mark.live
@@ -75,7 +83,7 @@ def luks_type(admin: Any) -> str:
 
 
 @pytest.fixture
-def new_volume(admin: Any) -> Iterator[Callable[..., str]]:
+def new_volume(admin: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def make(
@@ -86,7 +94,9 @@ def new_volume(admin: Any) -> Iterator[Callable[..., str]]:
         readonly: bool | None = None,
         status: str = "available",
     ) -> str:
-        kind = needed("TETHER_TEST_CINDER_MULTI_TYPE" if multiattach else "TETHER_TEST_CINDER_TYPE")
+        faulty = "fault" in request.fixturenames
+        which = "_FAULTY_TYPE" if faulty else "_MULTI_TYPE" if multiattach else "_TYPE"
+        kind = needed(f"TETHER_TEST_CINDER{which}")
         volume = admin.volumes.create(1, name=name or None, volume_type=luks_type(admin) if encrypted else kind)
         made.append(volume.id)
         wait_for(admin, volume.id)
@@ -104,6 +114,22 @@ def new_volume(admin: Any) -> Iterator[Callable[..., str]]:
         admin.volumes.delete(volume_id)
 
 
+@pytest.fixture
+def fault() -> Callable[[str, str, str], Any]:
+    directory, timeout = Path(needed("TETHER_TEST_CINDER_FAULTS")), float(needed("TETHER_TEST_CINDER_RPC_TIMEOUT"))
+
+    @contextmanager
+    def broken(volume_id: str, step: str, what: str) -> Iterator[None]:
+        path = directory / f"{volume_id}.{step}"
+        path.write_text({"fail": "fail", "late": f"sleep {timeout + 1}", "slow": f"sleep {timeout / 2}"}[what])
+        try:
+            yield
+        finally:
+            path.unlink()
+
+    return broken
+
+
 def wait_for(admin: Any, volume_id: str) -> None:
     end = time.monotonic() + 60
     while (status := admin.volumes.get(volume_id).status) != "available":
@@ -112,13 +138,15 @@ def wait_for(admin: Any, volume_id: str) -> None:
         time.sleep(0.05)
 
 
-class TestAttachments(AttachmentsContract):
-    pass
-
-
-class TestLegacy(LegacyContract):
-    pass
-
-
-class TestLookup(LookupContract):
-    pass
+class TestRealCinder(CinderContract):
+    def test_a_client_that_gives_up_first(self, settings: Settings, cinder: Any, new_volume: Any, fault: Any) -> None:
+        """Cinder goes on after our own time-out, and here it loses nothing."""
+        volume = new_volume()
+        impatient = open_cinder(settings.but(request_timeout=0.5))
+        attachment = cinder.create_attachment(volume, owner="", mode="rw")
+        impatient.identity()
+        with fault(volume, "initialize_connection", "slow"), pytest.raises(UncertainError):
+            impatient.update_attachment(attachment, CONNECTOR)
+        assert cinder.show_attachment(attachment).status == "reserved"
+        assert eventually(lambda: cinder.show_attachment(attachment).connection is not None)
+        assert cinder.show_attachment(attachment).status == "attaching"

@@ -259,6 +259,16 @@ def test_a_list_is_asked_for_every_project_and_filtered_again() -> None:
     assert script.last.path_url == f"/v3/{PROJECT}/attachments?all_tenants=1&volume_id={VOLUME}"
 
 
+def test_a_name_must_be_the_whole_name() -> None:
+    """A deployment may let the name filter match parts (resource_filters.json)."""
+    named = [
+        {"id": key, "name": name, "status": "available", "size": 1} for key, name in (("a", "disk"), ("b", "disk2"))
+    ]
+    script = Script((200, {"volumes": named}))
+    assert open_cinder(SETTINGS, transport=script).find_volume("disk").id == "a"
+    assert script.last.path_url == f"/v3/{PROJECT}/volumes/detail?name=disk"
+
+
 def test_an_endpoint_of_another_api() -> None:
     with pytest.raises(ConfigError, match="/v2"):
         open_cinder(SETTINGS.but(endpoint_override="http://cinder.example/v2"), transport=Script()).identity()
@@ -292,6 +302,28 @@ def test_one_log_line_a_call_and_no_secret_in_any(caplog: pytest.LogCaptureFixtu
     assert lines[1].startswith(f"cinder: delete attachment {ATTACHMENT}: final in ")
     assert connection.auth
     assert secret not in caplog.text + repr(connection) + str(caught.value)
+
+
+def test_a_success_without_its_content_is_logged_as_what_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    cinder = open_cinder(SETTINGS, transport=Script((200, {"attachment": {"id": ATTACHMENT, "connection_info": {}}})))
+    with pytest.raises(UncertainError, match="no connection_info"):
+        cinder.update_attachment(ATTACHMENT, {})
+    assert f"update attachment {ATTACHMENT}: uncertain in" in caplog.text
+
+
+def test_a_call_that_is_interrupted_is_not_logged_as_ok(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Interrupting(Script):
+        def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+            if request.path_url != "/v3/":
+                raise KeyboardInterrupt
+            return super().send(request, *args, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        open_cinder(SETTINGS, transport=Interrupting()).reserve(VOLUME)
+    assert f"reserve volume {VOLUME}: interrupted in" in caplog.text
 
 
 KEYSTONE = "http://keystone.example/v3"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tether.adapters.cinder import wire
-from tether.adapters.cinder.errors import Call, malformed, translate
+from tether.adapters.cinder.errors import Call, translate
 from tether.adapters.cinder.model import (
     Attachment,
     Cinder,
@@ -21,7 +21,7 @@ from tether.adapters.cinder.model import (
     Volume,
 )
 from tether.clock import Clock
-from tether.errors import ConfigError, NotFound, TetherError, UncertainError, UsageError
+from tether.errors import ConfigError, NotFound, UncertainError, UsageError
 
 T = TypeVar("T")
 
@@ -151,15 +151,14 @@ class CinderClient(Cinder):
         )
 
     def update_attachment(self, attachment_id: str, connector: Connector) -> Connection:
-        found = self._write(
+        return self._write(
             "update",
             "attachment",
             attachment_id,
-            lambda client: wire.connection(
+            lambda client: wire.exported(
                 client.attachments.update(attachment_id, dict(connector)).to_dict()["connection_info"]
             ),
         )
-        return self._connection(found, "update", "attachment", attachment_id)
 
     def complete_attachment(self, attachment_id: str) -> None:
         self._write("complete", "attachment", attachment_id, lambda client: client.attachments.complete(attachment_id))
@@ -188,13 +187,12 @@ class CinderClient(Cinder):
         self._write("unreserve", "volume", volume_id, lambda client: client.volumes.unreserve(volume_id))
 
     def initialize_connection(self, volume_id: str, connector: Connector) -> Connection:
-        found = self._write(
+        return self._write(
             "initialize the connection of",
             "volume",
             volume_id,
-            lambda client: wire.connection(client.volumes.initialize_connection(volume_id, dict(connector))),
+            lambda client: wire.exported(client.volumes.initialize_connection(volume_id, dict(connector))),
         )
-        return self._connection(found, "initialize the connection of", "volume", volume_id)
 
     def terminate_connection(self, volume_id: str, connector: Connector) -> None:
         self._write(
@@ -217,12 +215,6 @@ class CinderClient(Cinder):
 
     def roll_detaching(self, volume_id: str) -> None:
         self._write("roll detaching", "volume", volume_id, lambda client: client.volumes.roll_detaching(volume_id))
-
-    def _connection(self, found: Connection | None, verb: str, kind: str, id: str) -> Connection:
-        """Return the connection of an answer; one without it is known of a Cinder whose volume service was slow."""
-        if found is None:
-            raise malformed(self._call(verb, kind, id), "connection_info")
-        return found
 
     def _read(self, verb: str, kind: str, id: str, ask: Callable[[Any], T]) -> T:
         """Ask, and ask again a few times where no usable answer comes."""
@@ -252,16 +244,19 @@ class CinderClient(Cinder):
         """Send one request: the adapter's one log line and its one broad handler."""
         self._request_ids.last = ""
         begin = time.monotonic()
-        outcome = "ok"
+        outcome = "interrupted"
         try:
-            return ask()
-        except TetherError as error:
+            answer = ask()
+            outcome = "ok"
+        except ConfigError as error:
             outcome = error.code
             raise
         except Exception as error:
             known = translate(error, call)
             outcome = known.code
             raise known from error
+        else:
+            return answer
         finally:
             logger.info(
                 "cinder: %s: %s in %.0f ms (%s)",

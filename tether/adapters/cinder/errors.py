@@ -204,15 +204,6 @@ def unusable_configuration(error: Exception, call: Call) -> ConfigError:
     )
 
 
-def malformed(call: Call, what: str) -> UncertainError:
-    """Return the error for an answer that says success and does not hold what it must."""
-    return UncertainError(
-        f"cannot {call.words}: Cinder at {call.endpoint} answered without {what}",
-        resource=call.resource,
-        hint=_READ_BACK_HINT,
-    )
-
-
 def first_line(error: object) -> str:
     """Return the first line of an error's text, masked and of bounded length.
 

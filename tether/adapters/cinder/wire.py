@@ -84,6 +84,18 @@ def connection(body: Mapping[str, Any] | None) -> Connection | None:
     )
 
 
+def exported(body: Mapping[str, Any] | None) -> Connection:
+    """Return the connection of an answer that must hold one.
+
+    Raises:
+        KeyError, TypeError, ValueError: it holds none, or it is not a connection_info.
+    """
+    found = connection(body)
+    if found is None:
+        raise ValueError("no connection_info")
+    return found
+
+
 def encryption(body: Mapping[str, Any]) -> Encryption | None:
     """Return how the volume is encrypted; None for the body of one that is not (it has no provider).
 
