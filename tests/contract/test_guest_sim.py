@@ -222,3 +222,11 @@ class TestDomains:
         (directory / "live.xml").write_text("<domain/>")
         assert guest.show_server(server).live is None
         assert json.loads((directory / "state.json").read_text())["power"] == "shutoff"
+
+    def test_reading_writes_nothing(self, store, guest, server):
+        guest.show_server(server)
+        directory = store.directory / "guests" / server
+        before = {path.name: path.stat().st_mtime_ns for path in directory.iterdir() if path.name != ".lock"}
+        guest.show_server(server)
+        guest.list_servers()
+        assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir() if path.name != ".lock"} == before

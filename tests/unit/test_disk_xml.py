@@ -240,6 +240,7 @@ def test_a_garbled_connection_info_is_refused_without_telling_it(missing):
     with pytest.raises(FinalError, match=missing) as caught:
         spec(data, data_path="network")
     assert "chapsecret12" not in repr(caught.value)
+    assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
 
