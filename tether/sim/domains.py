@@ -55,7 +55,7 @@ def locked(store: Store, name: str = "") -> Iterator[Path]:
 
 
 class Domain:
-    """One domain's files, loaded; :meth:`save` writes back.
+    """One domain's files, loaded; :meth:`save` writes back what has changed.
 
     The order of the writes keeps a killed process harmless: an XML first, then the state that makes it count.
     """
@@ -63,7 +63,8 @@ class Domain:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.uuid = directory.name
-        self.state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+        self._loaded: dict[str, str] = {}
+        self.state: dict[str, Any] = json.loads(self._read("state.json"))
         self.persistent = self._xml("persistent.xml")
         self.live = self._xml("live.xml") if self.power in _ON else None
 
@@ -81,25 +82,35 @@ class Domain:
         """The managed-save image's XML, or None."""
         return self._xml("saved.xml")
 
-    def _xml(self, name: str) -> ET.Element | None:
+    def _read(self, name: str) -> str:
         path = self.directory / name
-        return ET.fromstring(path.read_text()) if path.exists() else None  # noqa: S314 - written by ourselves
+        self._loaded[name] = path.read_text() if path.exists() else ""
+        return self._loaded[name]
+
+    def _xml(self, name: str) -> ET.Element | None:
+        content = self._read(name)
+        return ET.fromstring(content) if content else None  # noqa: S314 - written by ourselves
 
     def save(self) -> None:
         """Write both XMLs and the state, whole files each."""
         for name, root in (("persistent.xml", self.persistent), ("live.xml", self.live)):
             if root is not None:
-                write_whole(self.directory / name, text(root))
-        write_whole(self.directory / "state.json", json.dumps(self.state, indent=1, sort_keys=True))
+                self._write(name, text(root))
+        self._write("state.json", json.dumps(self.state, indent=1, sort_keys=True))
         if self.live is None:
             (self.directory / "live.xml").unlink(missing_ok=True)
+
+    def _write(self, name: str, content: str) -> None:
+        if content != self._loaded.get(name):
+            write_whole(self.directory / name, content)
+            self._loaded[name] = content
 
     def keep_image(self, root: ET.Element | None) -> None:
         """Write the managed-save image, or remove it."""
         if root is None:
             (self.directory / "saved.xml").unlink(missing_ok=True)
         else:
-            write_whole(self.directory / "saved.xml", text(root))
+            self._write("saved.xml", text(root))
 
     def forget(self) -> None:
         """Remove the domain: what becomes of a transient one that is stopped."""

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 from xml.etree import ElementTree as ET
 
@@ -65,8 +64,7 @@ class LibvirtGuest:
 
     def identity(self) -> GuestIdentity:
         uri, capabilities = self._daemon.read("getCapabilities", lambda c: (c.getURI(), c.getCapabilities()))
-        parts = urlsplit(uri)
-        plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        plain = re.sub(r"^([^/]*//)[^/]*@", r"\1", uri)
         return GuestIdentity(plain, parse_element(capabilities, "capabilities").findtext("host/uuid", ""))
 
     def find_server(self, name_or_uuid: str) -> Server:
@@ -79,7 +77,7 @@ class LibvirtGuest:
             )
 
     def show_server(self, uuid: str) -> Server:
-        return self._read(uuid, "show", self._server)
+        return self._read(uuid, "XMLDesc", self._server)
 
     def list_servers(self) -> list[Server]:
         servers = []
@@ -168,14 +166,19 @@ class LibvirtGuest:
         )
 
     def _server(self, domain: Any) -> Server:
-        """Read all of a domain; runs in the call's thread."""
+        """Read all of a domain; runs in the call's thread.
+
+        The job is read before the XML: jobStats waits for a change that is being made, such as the attach of a
+        runner that was killed, so that what the XML does not have then is really not there.
+        """
         lv = self._libvirt
         for _ in range(READS):
             state, reason = domain.state()[:2]
+            migrating = state != lv.VIR_DOMAIN_SHUTOFF and self._migrating(domain, state, reason)
             xml = domain.XMLDesc(0)
             runs = re.match(r"\s*<domain\s[^>]*\bid=", xml) is not None
-            # A domain that starts or stops between the two reads shows one state and the other's XML.
-            if state == lv.VIR_DOMAIN_CRASHED or runs == (state not in (lv.VIR_DOMAIN_SHUTOFF,)):
+            # A domain that starts or stops between the reads shows one state and the other's XML.
+            if state == lv.VIR_DOMAIN_CRASHED or runs == (state != lv.VIR_DOMAIN_SHUTOFF):
                 break
         else:
             raise UncertainError(
@@ -191,7 +194,7 @@ class LibvirtGuest:
             live=parse_definition(xml) if runs else None,
             persistent=parse_definition(domain.XMLDesc(lv.VIR_DOMAIN_XML_INACTIVE)) if persistent else None,
             managed_save=bool(domain.hasManagedSaveImage()),
-            migrating=runs and self._migrating(domain, state, reason),
+            migrating=migrating,
             memory_snapshots=dict(
                 snapshot
                 for snapshot in (_memory_snapshot(item.getXMLDesc(0)) for item in domain.listAllSnapshots(0))
@@ -252,7 +255,8 @@ class LibvirtGuest:
         for _ in range(max(1, self._settings.device_detach_attempts)):
             power = self._has(uuid, Scope.LIVE, alias)
             if power is None:
-                break
+                self._let_go(uuid, waiter)
+                return Unplugged.REMOVED
             if waiter.refused:
                 time.sleep(min(POLL_INTERVAL, self._settings.device_detach_timeout))
             waiter.forget()
@@ -289,13 +293,13 @@ class LibvirtGuest:
     def _let_go(self, uuid: str, waiter: Waiter) -> None:
         """Wait until QEMU has closed the image: libvirt drops the disk from the XML a moment before.
 
-        DEVICE_REMOVED comes after it. Where the event was missed, a call that needs libvirt's job lock on the
-        domain waits for the one that tears the disk down.
+        DEVICE_REMOVED comes after it. Where the event was missed, jobStats waits for the job that tears the
+        disk down.
         """
         if waiter.removed:
             return
         try:
-            self._read(uuid, "memoryStats", lambda domain: domain.memoryStats())
+            self._read(uuid, "jobStats", lambda domain: domain.jobStats())
         except (FinalError, NotFound):
             return  # it no longer runs: nothing is open
 
