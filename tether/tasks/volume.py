@@ -185,9 +185,14 @@ class CompleteAttachment(Step):
     repeatable = True
     forward_only = True
 
-    def act(self, attachment_id: str) -> None:
+    def act(self, attachment_id: str, connector: dict[str, object]) -> None:
+        # A late export would make a completed attachment *attaching* again, without its connection info.
+        self.run.wait_quiet(self.book)
         try:
             row = self.tools.cinder.show_attachment(attachment_id)
+            if row.status == "attaching" and row.connection is None:
+                self.tools.cinder.update_attachment(attachment_id, connector)
+                row = self.tools.cinder.show_attachment(attachment_id)
         except NotFound as error:
             self.run.see_volume()
             raise AttachmentLost(
