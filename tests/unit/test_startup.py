@@ -25,7 +25,7 @@ sys.exit(app.run(["--help"]))
 """
 DUMP = f"""
 import atexit, sys
-atexit.register(lambda: print("imported:", *sorted(name for name in sys.modules if "." not in name)))
+atexit.register(lambda: print("imported:", *sorted(name for name, module in sys.modules.items() if "." not in name and module)))
 {TETHER}
 """
 

@@ -1,3 +1,6 @@
+"""A stand-in for os_brick.exception: logs each call, and fails as it is told."""
+
+
 class BrickException(Exception):
     pass
 

@@ -1,3 +1,5 @@
+"""A stand-in for os_brick.initiator.connector: logs each call, and fails as it is told."""
+
 import json
 import os
 import pathlib
