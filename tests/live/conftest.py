@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import time
 import uuid
@@ -126,6 +127,12 @@ class Live:
     def backing_file(self, volume_id: str) -> Path:
         """Return the file behind a volume."""
         return self.world.volumes / f"volume-{volume_id}"
+
+    def chap_password(self, volume_id: str) -> str:
+        """Return the CHAP password that Cinder has for a volume."""
+        with sqlite3.connect(f"file:{self.world.cinder_database}?mode=ro", uri=True, timeout=30) as database:
+            (text,) = database.execute("SELECT provider_auth FROM volumes WHERE id = ?", [volume_id]).fetchone()
+        return str(text).split()[2]
 
     def fault(self, method: str, text: str, volume_id: str | None = None) -> Path:
         """Make a method of Cinder's driver ``fail``, ``boom`` or ``sleep N``; unlink the returned file to end it.
