@@ -125,9 +125,9 @@ class ExportVolume(Step):
 
     Effect: PUT /attachments/{id} with the connector; the backend makes a target.
     Key: the attachment. May be repeated; its body's status is stale, so it is read back.
-    Compensation: delete the attachment, which terminates the connection and the export. After an uncertain
-    answer never while it says *reserved* (Cinder would then ask no backend, while the manager may still be
-    exporting): the update is repeated until it answers.
+    Compensation: delete the attachment, which terminates the connection and the export. Never while it says
+    *reserved* (Cinder would then ask no backend, which may have exported): the update is repeated until it answers.
+    After an uncertain answer only once the settle time is over.
     Uncertain: timeout, 5xx, lost connection: repeat.
     Crash windows: before the call; inside it; after it, before its result is stored.
     """
@@ -150,12 +150,14 @@ class ExportVolume(Step):
         return Export.of(row.connection)
 
     def undo(self, attachment_id: str, connector: dict[str, object]) -> None:
+        # An export that comes late must find its attachment: nobody tears down what comes after the deletion.
+        self.run.wait_quiet(self.book)
         try:
             row = self.tools.cinder.show_attachment(attachment_id)
         except NotFound:
             self.run.see_volume()
             return
-        if row.status == "reserved" and not self.run.is_quiet(self.book):
+        if row.status == "reserved":
             try:
                 self.tools.cinder.update_attachment(attachment_id, connector)
             except FinalError:
