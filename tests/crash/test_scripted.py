@@ -32,7 +32,7 @@ CALLS = {
     ),
 }
 #: Seconds until a late call is carried out: less than the settle time of the embedded world's pace.
-LATE = {"cinder": 0.5, "host": 0.1, "guest": 0.1}
+LATE = {"cinder": 0.2, "host": 0.05, "guest": 0.05}
 ACTIONS = ("fail", "timeout", "lost-reply", "late")
 #: May be called again after an uncertain answer, so that one such answer only costs time.
 REPEATED = {

@@ -25,7 +25,9 @@ sys.exit(app.run(["--help"]))
 """
 DUMP = f"""
 import atexit, sys
-atexit.register(lambda: print("imported:", *sorted(name for name, module in sys.modules.items() if "." not in name and module)))
+def dump():
+    print("imported:", *sorted(name for name, module in sys.modules.items() if "." not in name and module))
+atexit.register(dump)
 {TETHER}
 """
 

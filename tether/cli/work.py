@@ -60,8 +60,8 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
         if job.state == "blocked":
             app.say(f"tether: job {job.id} is blocked; what it holds stays as it is")
         hint = job.error["hint"]
-        if job.state == "blocked":
-            hint = f"{hint}; " * bool(hint) + f"tether job resume {job.id}, or: tether job abort {job.id}"
+        if job.state == "blocked" and "tether job" not in hint:
+            hint = f"{hint}; then: " * bool(hint) + f"tether job resume {job.id}, or: tether job abort {job.id}"
         app.say(f"next: {hint or f'tether job show {job.id}'}")
     return job
 

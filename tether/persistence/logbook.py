@@ -122,6 +122,10 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
             self._barrier(f"{atom_detail.name.partition('/')[0]}.{intent}", step=atom_detail.name)
         return atom_detail
 
+    def flush(self) -> None:
+        """Write all that is dirty now, such as a flow that was turned back before it runs."""
+        self._barrier("turned-back", step=None)
+
     def _barrier(self, what: str, step: str | None) -> None:
         faults.point(f"commit.{what}.before")
         try:
