@@ -268,7 +268,7 @@ class Runner:
                     atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
                 elif atom.state == states.SUCCESS:
                     atom.intention = states.REVERT
-                connection.update_atom_details(atom)
+            connection.turn_back(detail)
             return
 
     def _watcher(self, run: Run) -> Callable[[str, dict[str, Any]], None]:
