@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from tests.crash import judge
+from tether.sim.script import clear
+from tether.sim.store import Store
 
 # Children are forked from this process: what it has imported they need not import again.
 sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # as tether.cli.main does
@@ -30,7 +32,9 @@ for _module in (
     "taskflow.engines.action_engine.engine",
     "tether.audit.books",
     "tether.cli.main",
+    "tether.cli.plan",
     "tether.cli.work",
+    "tether.runner.preview",
     "tether.runner.world",
     "tether.sim.cinder.transport",
     "tether.sim.world",
@@ -102,6 +106,10 @@ class SimWorld:
         options = ["--times", str(times), "--seconds", str(seconds), "--status", str(status)]
         done = self.tether("sim", "script", *options, str(self.directory), call, action)
         assert done.code == 0, done.err
+
+    def forgive(self) -> None:
+        """Forget what was scripted."""
+        clear(Store(self.directory))
 
     def books(self) -> dict[str, Any]:
         """Return the five books, once everything that was to happen late has happened."""

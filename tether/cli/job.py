@@ -11,6 +11,7 @@ from tether.cli.base import Lister, ShowOne, job_fields, job_state, moment
 if TYPE_CHECKING:
     from tether.persistence.ledger import Job, Ledger
     from tether.runner.jobs import Runner
+    from tether.runner.world import Books
 
 COLUMNS = ("job", "kind", "state", "volume", "server", "step", "created")
 
@@ -33,12 +34,18 @@ class ListJobs(Lister):
                     job_state(job, live=book.is_live(job)),
                     job.volume_name,
                     job.server_name,
-                    job.step.partition("/")[0],
+                    (job.step or (_reached(book, job) if job.open else "")).partition("/")[0],
                     moment(job.created_at),
                 )
                 for job in book.ledger.list_jobs(open_only=parsed_args.open, limit=parsed_args.limit)
             ]
         return COLUMNS, rows
+
+
+def _reached(book: Books, job: Job) -> str:
+    """Return the step that an open job is at: the one that runs, or that was cut off."""
+    busy = {"RUNNING", "REVERTING"}
+    return next((atom.name for detail in book.logbook.flows(job.id) for atom in detail if atom.state in busy), "")
 
 
 def find_job(ledger: Ledger, parsed_args: argparse.Namespace) -> Job:

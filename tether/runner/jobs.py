@@ -272,14 +272,12 @@ class Runner:
                 return
             if detail.state == states.SUCCESS:
                 continue
-            connection.update_flow_details(detail)
             for atom in detail:
                 if atom.state == states.RUNNING:
                     atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
                 elif atom.state == states.SUCCESS:
                     atom.intention = states.REVERT
-                connection.update_atom_details(atom)
-            connection.flush()
+            connection.turn_back(detail)
             return
 
     def _watcher(self, run: Run) -> Callable[[str, dict[str, Any]], None]:
