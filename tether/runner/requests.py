@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Server
-from tether.errors import ConflictError, FinalError, HeldError, NotFound
+from tether.errors import ConflictError, FinalError, HeldError, NotFound, UsageError
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
 from tether.runner.jobs import DONE, Runner
 from tether.tasks.run import Toolbox
 
 LOG = logging.getLogger(__name__)
+
+#: Most characters of an idempotency key: the width of its column.
+KEY_LENGTH = 255
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         NotFound: no such volume, server or mapping.
         ConflictError: it is attached, or being attached, in another way.
         HeldError: another job has the volume.
+        UsageError: the idempotency key is too long to be kept.
     """
+    if len(request.key) > KEY_LENGTH:
+        raise UsageError(
+            f"the request id has {len(request.key)} characters, at most {KEY_LENGTH} are kept",
+            hint="use a shorter --request-id, such as a UUID",
+        )
     ledger = runner.tools.ledger
     if request.key:
         earlier = ledger.job_of_key(request.key)
