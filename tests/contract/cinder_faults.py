@@ -6,16 +6,16 @@ import pytest
 
 from tests.contract.cinder_words import CONNECTOR, Fault, NewVolume, connected, eventually, rows, status, uuid
 from tether.adapters.cinder.model import Cinder
-from tether.errors import UncertainError
+from tether.errors import FinalError, UncertainError
 
 
 class FaultsContract:
-    """A 5xx answer proves nothing: what is there must be read, and the call may be repeated."""
+    """A 5xx answer proves nothing, unless it passes on that the backend has failed to export."""
 
     def test_a_failed_update_leaves_a_reserved_row(self, cinder: Cinder, new_volume: NewVolume, fault: Fault) -> None:
         volume = new_volume()
         attachment = cinder.create_attachment(volume, owner=uuid(), mode="rw")
-        with fault(volume, "initialize_connection", "fail"), pytest.raises(UncertainError):
+        with fault(volume, "initialize_connection", "fail"), pytest.raises(FinalError):
             cinder.update_attachment(attachment, CONNECTOR)
         row = cinder.show_attachment(attachment)
         assert (status(cinder, volume), row.status, row.connection) == ("reserved", "reserved", None)
@@ -61,7 +61,7 @@ class FaultsContract:
     ) -> None:
         volume = new_volume()
         cinder.reserve(volume)
-        with fault(volume, "initialize_connection", "fail"), pytest.raises(UncertainError):
+        with fault(volume, "initialize_connection", "fail"), pytest.raises(FinalError):
             cinder.initialize_connection(volume, CONNECTOR)
         assert status(cinder, volume) == "attaching"
         cinder.unreserve(volume)

@@ -1,31 +1,29 @@
-"""The integration tier's fixtures: worlds for the command line."""
+"""The integration tier's fixtures."""
 
-import importlib
-import sys
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.crash.world import sim, template
+from tests.integration.books import Books, opened
 
 __all__ = ["sim", "template"]
 
-#: What commands load only when they need it; loaded here once, the forked commands need not.
-LATE = (
-    "cinderclient.v3.client",
-    "tether.adapters.cinder.session",
-    "tether.cli.plan",
-    "tether.cli.work",
-    "tether.runner.preview",
-    "tether.runner.world",
-    "tether.sim.cinder.transport",
-    "tether.sim.guest",
-    "tether.sim.host",
-)
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of both kinds in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'tether.sqlite'}"
+    found: str = request.getfixturevalue("postgresql")
+    return found
 
 
-@pytest.fixture(scope="session", autouse=True)
-def loaded() -> None:
-    """Load what commands need, as ``main`` does it: without eventlet."""
-    sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail
-    for name in LATE:
-        importlib.import_module(name)
+@pytest.fixture
+def books(url: str) -> Iterator[Books]:
+    """A database with tether's schema."""
+    with opened(url) as found:
+        yield found

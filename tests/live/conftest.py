@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import subprocess
 import time
 import uuid
@@ -15,7 +17,9 @@ from cinderclient import exceptions as cinder_exceptions
 from cinderclient.contrib.noauth import CinderNoAuthPlugin
 from keystoneauth1 import session
 
-from tests.live.judge import Judge
+from tests.live import commands
+from tests.live.commands import Outcome
+from tests.live.judge import Judge, diff
 from tests.live.world.console import Console
 from tests.live.world.layout import CHECKOUT, GUESTS, INITIATOR, PROJECT, STOPPED, World
 from tests.live.world.libvirt_part import console, virsh
@@ -23,6 +27,8 @@ from tests.live.world.libvirt_part import console, virsh
 BIN_LIVE = str(CHECKOUT / "bin/live")
 UP_LIMIT = 1500  # seconds; the first start on a machine installs packages and builds Cinder's environment
 TEST_LIMIT = 120  # seconds for one test by itself
+#: Cinder's rpc_response_timeout: what finishes late does so after it, and tether waits for that.
+RPC_TIMEOUT = "4"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,6 +64,27 @@ class Live:
         """The environment for a tether command on this world."""
         return self.world.environment | {"TETHER_CONFIG_FILE": str(self.config_file)}
 
+    @property
+    def rpc_timeout(self) -> float:
+        """Cinder's rpc_response_timeout in seconds."""
+        return float(self.world.memory["rpc_response_timeout"])
+
+    def tether(self, *words: str, **changes: object) -> Outcome:
+        """Run a tether command on this world, quickly.
+
+        Args:
+            changes: settings, as ``section__option``.
+        """
+        return commands.forked(self.world, words, {name.replace("__", "."): value for name, value in changes.items()})
+
+    def installed_tether(self, *words: str) -> Outcome:
+        """Run the installed program on this world."""
+        return commands.installed(self.world, words, {})
+
+    def assert_books(self, before: dict[str, Any]) -> None:
+        """Fail unless the judge sees now what was seen before."""
+        assert diff(before, self.judge.snapshot()) == []
+
     def virsh(self, *arguments: str) -> str:
         """Run a virsh command on this world."""
         return virsh(self.world, *arguments)
@@ -73,6 +100,13 @@ class Live:
         wait_for(lambda: self.cinder.volumes.get(volume.id).status != "creating")
         assert self.cinder.volumes.get(volume.id).status == "available"
         return str(volume.id)
+
+    def remove(self, volume_id: str) -> None:
+        """Delete a volume whatever state a test has left it in, with the attachments that Cinder lists."""
+        for row in self.cinder.attachments.list(search_opts={"volume_id": volume_id}):
+            self.cinder.attachments.delete(row.id)
+        self.cinder.volumes.reset_state(volume_id, "available", attach_status="detached")
+        self.delete_volume(volume_id)
 
     def delete_volume(self, volume_id: str) -> None:
         """Delete a volume, and wait until it is gone."""
@@ -93,6 +127,12 @@ class Live:
     def backing_file(self, volume_id: str) -> Path:
         """Return the file behind a volume."""
         return self.world.volumes / f"volume-{volume_id}"
+
+    def chap_password(self, volume_id: str) -> str:
+        """Return the CHAP password that Cinder has for a volume."""
+        with sqlite3.connect(f"file:{self.world.cinder_database}?mode=ro", uri=True, timeout=30) as database:
+            (text,) = database.execute("SELECT provider_auth FROM volumes WHERE id = ?", [volume_id]).fetchone()
+        return str(text).split()[2]
 
     def fault(self, method: str, text: str, volume_id: str | None = None) -> Path:
         """Make a method of Cinder's driver ``fail``, ``boom`` or ``sleep N``; unlink the returned file to end it.
@@ -116,12 +156,18 @@ def wait_for(check: Callable[[], Any], timeout: float = 60) -> None:
 
 
 def _bin_live(verb: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([BIN_LIVE, verb], check=False, capture_output=True, text=True, timeout=UP_LIMIT)
+    environment = {"LIVE_RPC_TIMEOUT": RPC_TIMEOUT} | os.environ
+    return subprocess.run(
+        [BIN_LIVE, verb], check=False, capture_output=True, text=True, timeout=UP_LIMIT, env=environment
+    )
 
 
 @pytest.fixture(scope="session")
 def live() -> Iterator[Live]:
-    """The world that TETHER_LIVE_DIR names, or the checkout's own; ended afterwards only if it was started here."""
+    """The world that TETHER_LIVE_DIR names, or the checkout's own; ended afterwards only if it was started here.
+
+    Its Cinder has a short rpc_response_timeout, also where it ran already with another one.
+    """
     ours = not World.of_environment().exists()
     done = _bin_live("up")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -129,3 +175,17 @@ def live() -> Iterator[Live]:
     if ours:
         done = _bin_live("down")
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def new_volume(live: Live) -> Iterator[Callable[..., str]]:
+    """Make volumes as ``live.new_volume`` does; they are gone after the test."""
+    made: list[str] = []
+
+    def make(type: str = "iscsi") -> str:
+        made.append(live.new_volume(type))
+        return made[-1]
+
+    yield make
+    for volume_id in made:
+        live.remove(volume_id)

@@ -132,6 +132,30 @@ def test_a_404_of_keystone_is_never_a_missing_object() -> None:
     assert type(translate(KeystoneNotFound(f"user {ID}"), call())) is ConfigError
 
 
+BACKEND = (
+    "Unable to update attachment (Bad or unexpected response from the storage volume backend API: {} (error: x).)."
+)
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "expected"),
+    [
+        ("update", BACKEND.format("Driver initialize connection failed"), FinalError),
+        ("update", BACKEND.format("Create export for volume failed"), FinalError),
+        ("update", BACKEND.format("Validate volume connection failed"), FinalError),
+        ("update", BACKEND.format("something else"), UncertainError),
+        ("update", "Unable to update the attachment.", UncertainError),
+        ("delete", BACKEND.format("Driver initialize connection failed"), UncertainError),
+        ("initialize the connection of", "Unable to fetch connection information from backend.", FinalError),
+        ("initialize the connection of", "The server has either erred", UncertainError),
+    ],
+)
+def test_a_500_that_passes_on_the_failure_of_the_backend(verb: str, text: str, expected: type[TetherError]) -> None:
+    from cinderclient.exceptions import ClientException
+
+    assert type(translate(ClientException(500, message=text), call(verb))) is expected
+
+
 @pytest.mark.parametrize("code", [408, 413, 429, 500, 503])
 def test_a_keystone_that_cannot_answer_now_is_uncertain(code: int) -> None:
     from keystoneauth1.exceptions.http import HttpError

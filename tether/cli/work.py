@@ -9,6 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from tether.cli.progress import Progress
+from tether.flows.detach import release_steps
 from tether.runner.jobs import Runner
 from tether.runner.requests import Accepted
 
@@ -60,8 +61,10 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
         if job.state == "blocked":
             app.say(f"tether: job {job.id} is blocked; what it holds stays as it is")
         hint = job.error["hint"]
-        if job.state == "blocked":
-            hint = f"{hint}; " * bool(hint) + f"tether job resume {job.id}, or: tether job abort {job.id}"
+        if job.state == "blocked" and "tether job" not in hint:
+            hint = f"{hint}; then: " * bool(hint) + f"tether job resume {job.id}"
+            if job.step not in {step.code for step in release_steps(job.params)}:
+                hint += f", or: tether job abort {job.id}"
         app.say(f"next: {hint or f'tether job show {job.id}'}")
     return job
 

@@ -50,12 +50,6 @@ def delete_until_gone(run: Run, attachment_id: str) -> None:
         run.tools.cinder.delete_attachment(attachment_id)
     except NotFound:
         pass
-    except FinalError as error:
-        raise OperatorNeeded(
-            f"Cinder refuses to delete attachment {attachment_id} of volume {run.job.volume_name}: {error}",
-            resource=f"volume {run.job.volume_id}",
-            hint=error.hint or f"delete it as an administrator, then: tether job resume {run.job.id}",
-        ) from error
     run.see_volume()
     if any(row.id == attachment_id for row in run.tools.cinder.list_attachments(run.job.volume_id)):
         raise UncertainError(f"attachment {attachment_id} is still there after its deletion")
@@ -131,9 +125,9 @@ class ExportVolume(Step):
 
     Effect: PUT /attachments/{id} with the connector; the backend makes a target.
     Key: the attachment. May be repeated; its body's status is stale, so it is read back.
-    Compensation: delete the attachment, which terminates the connection and the export. After an uncertain
-    answer never while it says *reserved* (Cinder would then ask no backend, while the manager may still be
-    exporting): the update is repeated until it answers.
+    Compensation: delete the attachment, which terminates the connection and the export. Never while it says
+    *reserved* (Cinder would then ask no backend, which may have exported): the update is repeated until it answers.
+    After an uncertain answer only once the settle time is over.
     Uncertain: timeout, 5xx, lost connection: repeat.
     Crash windows: before the call; inside it; after it, before its result is stored.
     """
@@ -156,12 +150,14 @@ class ExportVolume(Step):
         return Export.of(row.connection)
 
     def undo(self, attachment_id: str, connector: dict[str, object]) -> None:
+        # An export that comes late must find its attachment: nobody tears down what comes after the deletion.
+        self.run.wait_quiet(self.book)
         try:
             row = self.tools.cinder.show_attachment(attachment_id)
         except NotFound:
             self.run.see_volume()
             return
-        if row.status == "reserved" and not self.run.is_quiet(self.book):
+        if row.status == "reserved":
             try:
                 self.tools.cinder.update_attachment(attachment_id, connector)
             except FinalError:

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -71,8 +72,21 @@ def up(world: World) -> int:
                 world=world, project=PROJECT, timeout=world.memory["rpc_response_timeout"], initiator=INITIATOR
             ),
         )
+        stage("tether's database", lambda: upgrade_database(world))
     print(f'up in {time.monotonic() - started:.1f} s; next: eval "$(bin/live shell)"')
     return 0
+
+
+def upgrade_database(world: World) -> None:
+    """Let the checkout's tether make its tables, or bring them up to date.
+
+    Raises:
+        WorldError: it does not.
+    """
+    command = [str(CHECKOUT / ".venv/bin/tether"), "--config-file", str(world.config_file), "db", "upgrade"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=world.environment)
+    if done.returncode != 0:
+        raise WorldError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
 def _up_with_guests(world: World, image: Path) -> None:

@@ -53,7 +53,7 @@ DOMAIN = """\
     {ports}
     <controller type='scsi' index='0' model='virtio-scsi'/>
     <controller type='usb' model='none'/>
-    <serial type='file'><source path='{log}'/><target port='0'/></serial>
+    <serial type='file'><source path='{log}' append='on'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='{socket}'/><target port='1'/></serial>
     <video><model type='none'/></video>
     <memballoon model='none'/>

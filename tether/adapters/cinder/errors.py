@@ -22,6 +22,17 @@ _LONGEST = 400
 _NO_SUCH_ROUTE = "The resource could not be found."  # webob's text for a URL or a microversion that has no route
 #: Calls that the deletion check of bug 2004555 guards: Cinder answers 500 where it cannot ask Nova.
 _GUARDED = ("delete", "detach", "terminate the connection of")
+#: Call -> how the text of a 500 begins that passes on cinder-volume's own answer: its driver failed, and the export
+#: was taken back. An RPC that timed out has another text ("Unable to update the attachment." and the generic one).
+#: Sources: Cinder's ``api/v3/attachments.py:update``, ``api/contrib/volume_actions.py`` and
+#: ``volume/manager.py:_connection_create``.
+_BACKEND_FAILED = {
+    "update": re.compile(
+        r"Unable to update attachment \(Bad or unexpected response from the storage volume backend API:"
+        r" (Driver initialize connection|Create export for volume|Validate volume connection) failed"
+    ),
+    "initialize the connection of": re.compile(r"Unable to fetch connection information from backend"),
+}
 _BUSY = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS)
 _NOT_ALLOWED = {
     HTTPStatus.UNAUTHORIZED: "check the credentials (clouds.yaml or OS_*)",
@@ -233,6 +244,9 @@ def _from_cinder(error: Any, call: Call) -> TetherError:
         else:
             hint = "look at the volume with 'openstack volume show' and at its attachments"
         return FinalError(said, resource=call.resource, hint=hint)
+    failed = _BACKEND_FAILED.get(call.verb)
+    if failed is not None and failed.match(text):
+        return FinalError(said, resource=call.resource, hint="see why the backend failed in cinder-volume's log")
     hint = _READ_BACK_HINT
     if code == HTTPStatus.INTERNAL_SERVER_ERROR and call.verb in _GUARDED and not call.service_token:
         hint = f"{_READ_BACK_HINT}; if it stays: {_GUARD_HINT}"

@@ -38,6 +38,12 @@ from tether.sim.store import Store
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+#: What Cinder says where its driver has failed, and not the way to it.
+_BACKEND_FAILED = {
+    "update_attachment": "Unable to update attachment (Bad or unexpected response from the storage volume backend"
+    " API: Driver initialize connection failed (error: scripted).).",
+    "initialize_connection": "Unable to fetch connection information from backend.",
+}
 #: Keys of the WSGI environment that a script sets: how many seconds late it is done, and a status to refuse with.
 LATE = "tether.late"
 REFUSED = "tether.refused"
@@ -130,8 +136,7 @@ class CinderApp:
             if refused is None:
                 answer = self._carry_out(request, way, version, late)
             else:
-                unexplained = refused >= HTTPStatus.INTERNAL_SERVER_ERROR
-                answer = fault_answer(refused, GENERIC_500 if unexplained else f"Refused by the script: {way.verb}.")
+                answer = fault_answer(refused, _refusal(refused, way.verb))
         return Answer(answer.status, answer.body, {**headers, **answer.headers})
 
     def settle(self) -> None:
@@ -158,6 +163,13 @@ class CinderApp:
                 answer, _ = _handle(Call(book, request, now, version), way)
                 return answer
             return _handle_late(book, Call(copy.deepcopy(book), request, now, version, late), way)
+
+
+def _refusal(status: int, verb: str) -> str:
+    """Return the text of a scripted refusal; a 500 of a call that exports is the backend's own failure."""
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR and verb in _BACKEND_FAILED:
+        return _BACKEND_FAILED[verb]
+    return GENERIC_500 if status >= HTTPStatus.INTERNAL_SERVER_ERROR else f"Refused by the script: {verb}."
 
 
 def _check_project(request: Request, way: Route) -> None:

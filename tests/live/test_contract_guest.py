@@ -1,13 +1,8 @@
-"""A real libvirt keeps the guest's contract.
-
-Needs TETHER_TEST_LIBVIRT_URI and, in TETHER_TEST_GUEST, the name of a running q35 domain that answers PCI
-hot-plug, with free root ports and a virtio-scsi controller. The disks are plain files.
-"""
+"""A real libvirt keeps the guest's contract. The disks are plain files."""
 
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 import uuid
@@ -19,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.contract.guest_contract import GuestContract
+from tests.live.conftest import Live
 from tether.adapters.guest.disk import render
 from tether.adapters.guest.libvirt_guest import LibvirtGuest, open_guest
 from tether.adapters.guest.model import Power, Scope, SecretUse, Unplugged, alias_of
@@ -26,22 +22,14 @@ from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
 from tether.settings import Settings
 
-pytestmark = pytest.mark.live
-
-
-def environment(name: str) -> str:
-    if name not in os.environ:
-        pytest.fail(f"{name} is not set: this test needs a real libvirt, see the module's docstring")
-    return os.environ[name]
-
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
+def settings(live: Live) -> Settings:
     return Settings(
-        libvirt_uri=environment("TETHER_TEST_LIBVIRT_URI"),
+        libvirt_uri=live.libvirt_uri,
         libvirt_timeout=20,
         device_detach_attempts=3,
-        device_detach_timeout=10,
+        device_detach_timeout=5,
     )
 
 
@@ -62,21 +50,13 @@ def plain(guest: LibvirtGuest, settings: Settings) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def server(plain: Any) -> str:
-    return str(plain.lookupByName(environment("TETHER_TEST_GUEST")).UUIDString())
+def server(live: Live, plain: Any) -> str:
+    return str(plain.lookupByName(live.guests[0]).UUIDString())
 
 
 @pytest.fixture(scope="module")
-def stopped(plain: Any, server: str) -> Iterator[str]:
-    """A copy of the guest that is defined and not started."""
-    import libvirt
-
-    new = str(uuid.uuid4())
-    xml = plain.lookupByUUIDString(server).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    xml = re.sub(r"<name>.*?</name>", f"<name>tether-contract-{new[:8]}</name>", xml, count=1)
-    domain = plain.defineXML(re.sub(r"<uuid>.*?</uuid>", f"<uuid>{new}</uuid>", xml, count=1))
-    yield new
-    domain.undefine()
+def stopped(live: Live, plain: Any) -> str:
+    return str(plain.lookupByName(live.stopped).UUIDString())
 
 
 @pytest.fixture
