@@ -18,7 +18,6 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tests.tree import ROOT
@@ -90,27 +89,27 @@ def commands() -> dict[str, type[Any]]:
     return found
 
 
+HEAD = """# Command line
+
+Written by `bin/docs` from the commands' own parsers; do not edit. [Exit codes](exit-codes.md) · \
+[states of a job](states.md)
+
+Commands that print a result take `-f table|json|yaml|value` (lists: also `csv`; single objects: also `shell`) and \
+`-c COLUMN`, once for each column wanted; `tether help COMMAND` names the rest of what the formats offer. Results are \
+on standard output, everything else on standard error.
+
+## Global options
+
+They stand before the command: `tether --sim DIR attach …`.
+"""
+
+
 def reference() -> str:
     """Return the reference of the command line."""
     from tether.cli.main import Tether
 
     app = Tether()
-    lines = [
-        "# Command line",
-        "",
-        "Written by `bin/docs` from the commands' own parsers; do not edit. [Exit codes](exit-codes.md) ·"
-        " [states of a job](states.md)",
-        "",
-        "Commands that print a result take `-f table|json|yaml|value|csv` (csv: lists; shell: single objects) and"
-        " `-c COLUMN`, once for each column wanted; `tether help COMMAND` names the rest of what formats offer. Results"
-        " are on standard output, everything else on standard error.",
-        "",
-        "## Global options",
-        "",
-        "They stand before the command: `tether --sim DIR attach …`.",
-        "",
-        *_table(app.parser),
-    ]
+    lines = [*HEAD.splitlines(), "", *_table(app.parser)]
     for words, command in commands().items():
         parser = command(app, None).get_parser(f"tether {words}")
         places = [action for action in parser._actions if not action.option_strings]

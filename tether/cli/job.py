@@ -75,6 +75,7 @@ class ShowJob(_OneJob):
             steps = _in_order(job, [(a.name, a.state) for detail in book.logbook.flows(job.id) for a in detail])
         fields |= {
             "request_id": job.request_id,
+            "owner_mark": job.owner if job.params.owner_mark else "",
             "dialect": job.params.dialect,
             "data_path": job.params.data_path,
             "mode": job.params.mode,
