@@ -89,7 +89,10 @@ def _definition(path: Path) -> dict[str, Any] | None:
         return None
     root = ET.parse(path).getroot()
     return {
-        "disks": [ET.tostring(disk, encoding="unicode").strip() for disk in root.iterfind("devices/disk")],
+        "disks": [
+            ET.canonicalize(ET.tostring(disk, encoding="unicode"), strip_text=True)
+            for disk in root.iterfind("devices/disk")
+        ],
         "controllers": [sorted(item.attrib.items()) for item in root.iterfind("devices/controller")],
         "marks": sorted(item.get("id", "") for item in root.iter(f"{MARKS}volume")),
     }

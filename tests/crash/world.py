@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,41 @@ from typing import Any
 import pytest
 
 from tests.crash import judge
+from tether.sim.script import clear
+from tether.sim.store import Store
+
+# Children are forked from this process: what it has imported they need not import again.
+sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # as tether.cli.main does
+for _module in (
+    "cinderclient.v3.client",
+    "cinderclient.contrib.noauth",
+    "cliff.formatters.table",
+    "keystoneauth1.session",
+    "oslo_config.cfg",
+    "taskflow.engines.action_engine.engine",
+    "tether.audit.books",
+    "tether.cli.main",
+    "tether.cli.plan",
+    "tether.cli.work",
+    "tether.runner.preview",
+    "tether.runner.world",
+    "tether.sim.cinder.transport",
+    "tether.sim.world",
+):
+    importlib.import_module(_module)
+
+#: Settle times in proportion to a world that answers in milliseconds.
+PACE = """
+[DEFAULT]
+data_path = {data_path}
+[cinder]
+rpc_response_timeout = 0.3
+settle_margin = 0.1
+[libvirt]
+libvirt_settle = 0.15
+[host]
+host_settle = 0.15
+"""
 
 KILLED = 137
 #: Exit codes that end a job for good.
@@ -40,15 +76,16 @@ class Outcome:
 class SimWorld:
     """One embedded world in a directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, data_path: str = "host") -> None:
         self.directory = directory
         self._runs = 0
+        self._config = directory.parent / f"{directory.name}.conf"
+        self._config.write_text(PACE.format(data_path=data_path))
 
     def tether(self, *words: str, config: str = "") -> Outcome:
         """Run a command in a forked process, so that it may be killed, with the imports done."""
         self._runs += 1
         out, err = (self.directory.parent / f"{self.directory.name}.{self._runs}.{name}" for name in ("out", "err"))
-        given = ["--config-file", config] if config else []
         pid = os.fork()
         if pid == 0:
             code = 70
@@ -57,18 +94,22 @@ class SimWorld:
                     sys.stdout, sys.stderr = stdout, stderr
                     from tether.cli.main import main
 
-                    code = main([*given, "--sim", str(self.directory), *words])
+                    code = main(["--config-file", config or str(self._config), "--sim", str(self.directory), *words])
             finally:
                 os._exit(code)
         _pid, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return Outcome(128 - code if code < 0 else code, out.read_text(), err.read_text())
 
-    def script(self, call: str, action: str, *, times: int = 1, seconds: float = 0.5, status: int = 400) -> None:
+    def script(self, call: str, action: str, *, times: int = 1, seconds: float = 0.2, status: int = 400) -> None:
         """Script a failure."""
         options = ["--times", str(times), "--seconds", str(seconds), "--status", str(status)]
         done = self.tether("sim", "script", *options, str(self.directory), call, action)
         assert done.code == 0, done.err
+
+    def forgive(self) -> None:
+        """Forget what was scripted."""
+        clear(Store(self.directory))
 
     def books(self) -> dict[str, Any]:
         """Return the five books, once everything that was to happen late has happened."""

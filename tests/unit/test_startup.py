@@ -25,7 +25,8 @@ sys.exit(app.run(["--help"]))
 """
 DUMP = f"""
 import atexit, sys
-atexit.register(lambda: print("imported:", *sorted(name for name, module in sys.modules.items() if "." not in name and module)))
+tops = lambda: sorted(name for name, module in sys.modules.items() if "." not in name and module)
+atexit.register(lambda: print("imported:", *tops()))
 {TETHER}
 """
 

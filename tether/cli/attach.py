@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tether.runner.requests import Request
 
 
-class _Ask(ShowOne):
+class Ask(ShowOne):
     """What attach and detach share."""
 
     kind: str
@@ -53,7 +53,7 @@ class _Ask(ShowOne):
         return tuple(fields), tuple(fields.values())
 
 
-class Attach(_Ask):
+class Attach(Ask):
     """Attach a volume to a server.
 
     Either the volume is attached in the end, or nothing is left of the attempt (exit 3), or the job is blocked and
@@ -87,7 +87,7 @@ class Attach(_Ask):
         )
 
 
-class Detach(_Ask):
+class Detach(Ask):
     """Detach a volume from a server.
 
     The guest must let go first; until it has, everything is put back if something fails (exit 3). Afterwards the job

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tether.clock import Clock
 from tether.errors import HeldError, LostLease
-from tether.persistence.database import Database
+from tether.persistence.database import Database, IntegrityError
 from tether.persistence.schema import leases
 
 
@@ -118,38 +118,28 @@ class Leases:
             HeldError: somebody else holds it.
         """
         now = self._clock.time()
-        with self._database.write() as connection:
-            row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
-            if row is not None:
+        values = {"owner": json.dumps(asdict(self.me)), "token": self.me.token, "expires_at": now + self._ttl}
+        try:
+            with self._database.write() as connection:
+                row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
+                if row is None:
+                    connection.execute(sa.insert(leases).values(name=name, generation=1, **values))
+                    return Lease(name, self.me, 1, now + self._ttl)
                 held = Lease(name, Owner(**json.loads(row["owner"])), row["generation"], row["expires_at"])
                 if held.owner.token != self.me.token and not self._dead(held):
-                    raise HeldError(
-                        f"{name.replace(':', ' ')} is held by {held.owner}",
-                        resource=name.replace(":", " "),
-                        hint=f"wait for it, or see: tether job show {job or '--last'}",
-                    )
+                    raise _held(name, str(held.owner), job)
                 generation = held.generation + (held.owner.token != self.me.token)
-                connection.execute(
+                # PostgreSQL lets several read the dead owner's row at a time: only one of them replaces it.
+                taken = connection.execute(
                     sa.update(leases)
-                    .where(leases.c.name == name)
-                    .values(
-                        owner=json.dumps(asdict(self.me)),
-                        token=self.me.token,
-                        generation=generation,
-                        expires_at=now + self._ttl,
-                    )
+                    .where(leases.c.name == name, leases.c.token == held.owner.token)
+                    .values(generation=generation, **values)
                 )
+                if taken.rowcount != 1:
+                    raise _held(name, "another runner", job)
                 return Lease(name, self.me, generation, now + self._ttl)
-            connection.execute(
-                sa.insert(leases).values(
-                    name=name,
-                    owner=json.dumps(asdict(self.me)),
-                    token=self.me.token,
-                    generation=1,
-                    expires_at=now + self._ttl,
-                )
-            )
-            return Lease(name, self.me, 1, now + self._ttl)
+        except IntegrityError as error:  # somebody else was quicker to take the free one
+            raise _held(name, "another runner", job) from error
 
     def fence(self, connection: sa.Connection, lease: Lease) -> None:
         """Renew the lease inside the caller's transaction, which fails if somebody has taken it over.
@@ -201,3 +191,10 @@ class Leases:
             yield lease
         finally:
             self.release(lease)
+
+
+def _held(name: str, by: str, job: str) -> HeldError:
+    what = name.replace(":", " ")
+    return HeldError(
+        f"{what} is held by {by}", resource=what, hint=f"wait for it, or see: tether job show {job or '--last'}"
+    )

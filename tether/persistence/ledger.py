@@ -80,7 +80,7 @@ class Job:
     place: Place
     idempotency_key: str | None = None
     step: str = ""
-    error: Mapping[str, str] | None = None
+    error: Mapping[str, Any] | None = None
     exit_code: int | None = None
     attempts: int = 0
     created_at: float = 0.0

@@ -122,14 +122,24 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
             self._barrier(f"{atom_detail.name.partition('/')[0]}.{intent}", step=atom_detail.name)
         return atom_detail
 
+    def turn_back(self, flow_detail: models.FlowDetail) -> None:
+        """Store a flow whose steps were edited so that it goes backward, in one transaction.
+
+        The engine is loaded from the database: an edit that is only buffered here would be lost on it.
+        """
+        self.update_flow_details(flow_detail)
+        for atom in flow_detail:
+            self._dirty[atom.uuid] = atom
+        self._barrier(f"{flow_detail.name}.turn-back", step=None)
+
     def _barrier(self, what: str, step: str | None) -> None:
-        faults.point(f"commit.{what}.before")
         try:
+            faults.point(f"commit.{what}.before")
             self._write(step)
+            faults.point(f"commit.{what}.after")
         except UncertainError as error:
             # Not an Exception: TaskFlow would make it a failed flow, although nothing is known to have failed.
             raise Interrupted(error.message) from error
-        faults.point(f"commit.{what}.after")
 
     def _write(self, step: str | None) -> None:
         now = self._logbook.clock.time()

@@ -186,8 +186,8 @@ class Runner:
                     break
         except Blocked as blocked:
             self._settle_down(run)
-            cause = describe(blocked.step, blocked.cause)
-            self.tools.ledger.update_job(job.id, state="blocked", exit_code=4, step=blocked.step, error=cause)
+            error = self._with_reason(job.id, blocked)
+            self.tools.ledger.update_job(job.id, state="blocked", exit_code=4, step=blocked.step, error=error)
         except Interrupted as interrupted:
             LOG.warning("job %s is left as it is: %s", job.id, interrupted.message)
             self._settle_down(run)
@@ -199,11 +199,20 @@ class Runner:
         else:
             self._finish(run, reverted=reverted)
 
+    def _with_reason(self, job_id: str, blocked: Blocked) -> dict[str, Any]:
+        """Return why the job is blocked; for an undo with the reason of the roll-back, which outlives it."""
+        error: dict[str, Any] = dict(describe(blocked.step, blocked.cause))
+        before = self.tools.ledger.job(job_id).error
+        if blocked.undoing and before:
+            error["reason"] = before.get("reason", before)
+        return error
+
     def _finish(self, run: Run, *, reverted: bool) -> None:
         if not reverted:
             state, code, error = DONE[run.job.kind], 0, None
         else:
             error = self.tools.ledger.job(run.job.id).error
+            error = error and error.get("reason", error)
             state, code = "rolled-back", HeldError.exit_code if error and error["code"] == HeldError.code else 3
         self.tools.ledger.update_job(run.job.id, state=state, exit_code=code, step="", error=error)
 
@@ -268,7 +277,7 @@ class Runner:
                     atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
                 elif atom.state == states.SUCCESS:
                     atom.intention = states.REVERT
-                connection.update_atom_details(atom)
+            connection.turn_back(detail)
             return
 
     def _watcher(self, run: Run) -> Callable[[str, dict[str, Any]], None]:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Server
 from tether.adapters.guest.slots import target_name
-from tether.errors import ConflictError, FinalError, HeldError, NotFound
+from tether.errors import ConflictError, FinalError, HeldError, NotFound, UsageError
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
 from tether.runner.jobs import DONE, Runner
+from tether.tasks.run import Toolbox
 
 LOG = logging.getLogger(__name__)
+
+#: Most characters of an idempotency key: the width of its column.
+KEY_LENGTH = 255
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         NotFound: no such volume, server or mapping.
         ConflictError: it is attached, or being attached, in another way.
         HeldError: another job has the volume.
+        UsageError: the idempotency key is too long to be kept.
     """
+    if len(request.key) > KEY_LENGTH:
+        raise UsageError(
+            f"the request id has {len(request.key)} characters, at most {KEY_LENGTH} are kept",
+            hint="use a shorter --request-id, such as a UUID",
+        )
     ledger = runner.tools.ledger
     if request.key:
         earlier = ledger.job_of_key(request.key)
@@ -79,13 +89,13 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         return _join(runner, running, volume, server, Asked(kind, request, job_id))
     if kind == "attach":
         if mapping is not None:
-            _compare(mapping, volume, server, request)
+            compare(mapping, volume, server, request)
             return Accepted(ledger.job(mapping.job_id), new=False)
-        params = attach_params(runner, volume, request)
+        params = attach_params(runner.tools, volume, request)
         _check_device(ledger.list_mappings(server_id=server.uuid), params, server)
     else:
         if mapping is None:
-            return Accepted(_already_detached(runner, volume, server), new=False)
+            return Accepted(already_detached(runner.tools, volume, server), new=False)
         params = detach_params(mapping, volume)
     job = Job(
         id=job_id,
@@ -110,13 +120,13 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         return _join(runner, holder, volume, server, Asked(kind, request, job_id))
 
 
-def attach_params(runner: Runner, volume: Volume, request: Request) -> Params:
+def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
     """Return the case of an attach.
 
     Raises:
         FinalError: the dialect cannot attach this volume.
     """
-    settings, cloud = runner.tools.settings, runner.tools.cinder.identity()
+    settings, cloud = tools.settings, tools.cinder.identity()
     dialect = request.dialect if request.dialect != "auto" else settings.dialect
     if dialect == "auto":
         dialect = "attachments" if cloud.speaks("3.44") else "legacy"
@@ -189,7 +199,7 @@ def _same(job: Job, kind: str, request: Request) -> Job:
     return job
 
 
-def _compare(mapping: MappingRow, volume: Volume, server: Server, request: Request) -> None:
+def compare(mapping: MappingRow, volume: Volume, server: Server, request: Request) -> None:
     """Raise ConflictError if it is attached in another way than asked for."""
     asked = {
         "target": request.device.removeprefix("/dev/"),
@@ -214,7 +224,7 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
     if same and kind == "attach":
         mapping = runner.tools.ledger.mapping_of_job(running.id)
         if mapping is not None:
-            _compare(mapping, volume, server, request)
+            compare(mapping, volume, server, request)
     live = runner.is_live(running) or running.state == "queued"
     if same and live and request.join:
         return Accepted(running, new=False)
@@ -222,8 +232,13 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
         ended = runner.wait_for(running, seconds=runner.tools.settings.wait)
         if not ended.open:
             return submit(runner, kind, request, asked.job_id)
+    raise held(running, volume, live=live)
+
+
+def held(running: Job, volume: Volume, *, live: bool) -> HeldError:
+    """Return the refusal of a request whose volume an open job has."""
     state = "running" if live else "blocked" if running.state == "blocked" else "interrupted"
-    raise HeldError(
+    return HeldError(
         f"volume {volume.name or volume.id} is held by job {running.id}: {running.kind} to {running.server_name},"
         f" {state}",
         resource=f"volume {volume.id}",
@@ -231,8 +246,13 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
     )
 
 
-def _already_detached(runner: Runner, volume: Volume, server: Server) -> Job:
-    last = runner.tools.ledger.last_job_of(volume.id, server.uuid)
+def already_detached(tools: Toolbox, volume: Volume, server: Server) -> Job:
+    """Return the job that detached the volume from the server.
+
+    Raises:
+        NotFound: it was not tether that had attached it.
+    """
+    last = tools.ledger.last_job_of(volume.id, server.uuid)
     if last is None or last.state != DONE["detach"]:
         raise NotFound(
             f"tether has not attached volume {volume.name or volume.id} to server {server.name}",

@@ -9,10 +9,6 @@ from typing import Any
 from tether.adapters.guest.model import Definition
 from tether.errors import ConfigError
 from tether.settings import Settings
-from tether.sim.cinder.seed import seed_cinder
-from tether.sim.domains import seed_guests
-from tether.sim.guest import SimGuest
-from tether.sim.host import seed_host
 from tether.sim.store import Store, write_whole
 
 #: The host name never reaches a resolver: the transport answers in this process.
@@ -46,6 +42,11 @@ def create(directory: Path) -> Store:
     Raises:
         ConfigError: the directory holds something else, or cannot be written.
     """
+    # Only here: a command that opens a world which is there need not load all of this.
+    from tether.sim.cinder.seed import seed_cinder
+    from tether.sim.domains import seed_guests
+    from tether.sim.host import seed_host
+
     if is_world(directory):
         raise ConfigError(f"{directory} holds an embedded world already", hint="use it, or give another directory")
     try:
@@ -83,6 +84,8 @@ def contents(directory: Path) -> list[tuple[str, str, str, str, str]]:
     Raises:
         ConfigError: the directory holds no world.
     """
+    from tether.sim.guest import SimGuest
+
     if not is_world(directory):
         raise ConfigError(f"{directory} holds no embedded world", hint=f"make one: tether sim create {directory}")
     store = Store(directory)

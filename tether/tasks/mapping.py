@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Definition, Power, Server
 from tether.adapters.guest.slots import Slot, choose_slot
-from tether.errors import FinalError, NotFound
+from tether.errors import ConflictError, FinalError, NotFound, UsageError
 from tether.persistence.ledger import MappingRow
 from tether.tasks.run import Run
 from tether.tasks.step import Step
@@ -95,14 +95,7 @@ class CheckAttachable(Step):
         check_server(now)
         for definition in (now.persistent, now.live):
             check_free(self.run, definition, now)
-        choose_slot(
-            now.live,
-            now.persistent,
-            bus=self.job.params.bus,
-            device=self.job.params.device,
-            taken=_taken(self.run, now.uuid),
-            limit=self.tools.settings.max_disk_devices_to_attach,
-        )
+        free_slot(self.run, now)
 
 
 def check_volume(run: Run, volume: Volume) -> None:
@@ -186,12 +179,30 @@ def check_free(run: Run, definition: Definition | None, server: Server) -> None:
             )
 
 
-def _taken(run: Run, server_id: str) -> list[Slot]:
-    return [
+def free_slot(run: Run, server: Server) -> Slot:
+    """Return the place that the disk gets: free in both definitions and in the ledger.
+
+    Raises:
+        FinalError: nothing is free; ConflictError, UsageError: the device name asked for cannot be given.
+    """
+    held = [
         Slot(row.target, row.bus, dict(row.address))
-        for row in run.tools.ledger.list_mappings(server_id=server_id)
+        for row in run.tools.ledger.list_mappings(server_id=server.uuid)
         if row.job_id != run.job.id
     ]
+    try:
+        return choose_slot(
+            server.live,
+            server.persistent,
+            bus=run.job.params.bus,
+            device=run.job.params.device,
+            taken=held,
+            limit=run.tools.settings.max_disk_devices_to_attach,
+        )
+    except (FinalError, ConflictError, UsageError) as error:
+        raise type(error)(
+            f"server {server.name}: {error.message}", resource=f"server {server.uuid}", hint=error.hint
+        ) from error
 
 
 class CreateMapping(Step):
@@ -211,14 +222,7 @@ class CreateMapping(Step):
         params = self.job.params
         with self.run.server_lease():
             server = self.run.see_server()
-            slot = choose_slot(
-                server.live,
-                server.persistent,
-                bus=params.bus,
-                device=params.device,
-                taken=_taken(self.run, server.uuid),
-                limit=self.tools.settings.max_disk_devices_to_attach,
-            )
+            slot = free_slot(self.run, server)
             self.tools.ledger.add_mapping(
                 MappingRow(
                     id=str(uuid.uuid4()),

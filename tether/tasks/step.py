@@ -5,18 +5,20 @@ from __future__ import annotations
 import abc
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from taskflow import task
 from taskflow.types.failure import Failure
 
 from tether import faults
-from tether.errors import FinalError, UncertainError
+from tether.errors import AttachmentLost, FinalError, HeldError, TetherError, UncertainError
 from tether.tasks.run import Run
 
 LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
@@ -99,26 +101,40 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         return self._encode(self._act(inputs))
 
     def _act(self, inputs: dict[str, Any]) -> Any:
+        def attempt() -> Any:
+            faults.point(f"{self.label}.act.before")
+            result = self.act(**inputs)
+            faults.point(f"{self.label}.act.after")
+            return result
+
+        if not self.book or self.pending_blocks:
+            return attempt()
+        if self.forward_only:
+            return self._insist(attempt, (UncertainError, FinalError, HeldError))
+        if self.repeatable:
+            return self._insist(attempt, (UncertainError,))
+        try:
+            return attempt()
+        except UncertainError as error:
+            LOG.warning("%s: uncertain: %s", self.label, error)
+            self.run.uncertain(self.book)
+            return self._settle(inputs, error)
+
+    def _insist(self, attempt: Callable[[], T], on: tuple[type[TetherError], ...]) -> T:
+        """Call ``attempt`` until it succeeds, or the time for retries is over: then its last error is raised."""
         deadline = self.tools.clock.time() + self.tools.settings.step_retry_time
         pause = self.tools.settings.retry_interval
         while True:
             try:
-                faults.point(f"{self.label}.act.before")
-                result = self.act(**inputs)
-                faults.point(f"{self.label}.act.after")
-            except UncertainError as error:
-                if not self.book or self.pending_blocks:
+                return attempt()
+            except on as error:
+                LOG.warning("%s: %s", self.label, error)
+                if isinstance(error, UncertainError):
+                    self.run.uncertain(self.book)
+                if isinstance(error, AttachmentLost) or self.tools.clock.time() >= deadline:
                     raise
-                LOG.warning("%s: uncertain: %s", self.label, error)
-                self.run.uncertain(self.book)
-                if not (self.repeatable or self.forward_only):
-                    return self._settle(inputs, error)
-                if self.tools.clock.time() >= deadline:
-                    raise
-                self.run.pause(pause)
-                pause = min(pause * 2, self.tools.settings.retry_interval * 10)
-            else:
-                return result
+            self.run.pause(pause)
+            pause = min(pause * 2, self.tools.settings.retry_interval * 10)
 
     def _settle(self, inputs: dict[str, Any], error: UncertainError) -> Any:
         """Decide an uncertain call by probes: now, and once more when it can no longer be carried out."""
@@ -137,21 +153,8 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         inputs = _decode(type(self), "undo", raw)
         if "result" in _inputs(type(self), "undo", own=True):
             inputs["result"] = None if isinstance(result, Failure) else result
-        deadline = self.tools.clock.time() + self.tools.settings.step_retry_time
-        pause = self.tools.settings.retry_interval
-        while True:
-            self.run.check()
-            try:
-                self._undo(inputs)
-            except UncertainError as error:
-                LOG.warning("%s: undo uncertain: %s", self.label, error)
-                self.run.uncertain(self.book)
-                if self.tools.clock.time() >= deadline:
-                    raise
-                self.run.pause(pause)
-                pause = min(pause * 2, self.tools.settings.retry_interval * 10)
-            else:
-                return
+        self.run.check()
+        self._insist(lambda: self._undo(inputs), (UncertainError, FinalError, HeldError))
 
     def _undo(self, inputs: dict[str, Any]) -> None:
         faults.point(f"{self.label}.undo.before")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from tether.errors import ConfigError
 from tether.persistence import schema
 from tether.persistence.database import Database
+
+#: The advisory lock that an upgrade holds in PostgreSQL: any number that nobody else uses.
+LOCK = 0x7465746865720001
 
 
 def upgrade(database: Database) -> tuple[str | None, str]:
@@ -27,7 +32,10 @@ def upgrade(database: Database) -> tuple[str | None, str]:
         )
     config = Config()
     config.set_main_option("script_location", "tether.persistence:migrations")
-    with database.engine.begin() as connection:
+    with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            # One upgrade at a time; SQLite has one writer anyway.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return before, schema.HEAD

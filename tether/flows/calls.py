@@ -1,0 +1,125 @@
+"""The calls that each step makes, as a person would type them: Cinder's requests, virsh, the host's tools.
+
+Reads are named where they are all that a step does. ``<…>`` stands for what an earlier step brings. A test holds
+Cinder's requests here against those that a real run sends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tether.persistence.ledger import Params
+
+ATTACHMENT = "<attachment>"
+OWNER = "<owner mark>"
+CONNECTOR = '{"connector": {"host": …, "initiator": …, …}}'
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known before a job starts.
+
+    Args:
+        attachment: the attachment's id, or a word in its place while there is none.
+        live: the server has a live definition.
+        link: tether's own link to the volume on the host.
+        target: the device name in the guest, or a word in its place.
+    """
+
+    params: Params
+    volume_id: str
+    server: str
+    live: bool
+    link: str
+    target: str = "<target>"
+    attachment: str = ATTACHMENT
+
+
+def calls_of(step: str, case: Case) -> tuple[str, ...]:
+    """Return the calls of the step with this name (without its version)."""
+    table = _cinder(case) | _guest(case) | _host(case) | _ledger(case)
+    return table[step]
+
+
+def _cinder(case: Case) -> dict[str, tuple[str, ...]]:
+    volume = f"/volumes/{case.volume_id}"
+    action = f"POST {volume}/action"
+    owner = f', "instance_uuid": "{OWNER}"' if case.params.owner_mark else ""
+    mode = f', "mode": "{case.params.mode}"'
+    begin = (f'{action} {{"os-begin_detaching": {{}}}}',)
+    return {
+        "read-volume": (f"GET {volume}",),
+        "reserve-volume": (f'POST /attachments {{"attachment": {{"volume_uuid": "{case.volume_id}"{owner}{mode}}}}}',),
+        "export-volume": (f"PUT /attachments/{case.attachment} {CONNECTOR}",),
+        "complete-attachment": (f'POST /attachments/{case.attachment}/action {{"os-complete": …}}',),
+        "release-attachment": (f"DELETE /attachments/{case.attachment}",),
+        "begin-detaching": () if case.params.multiattach else begin,
+        "reserve-volume-legacy": (f'{action} {{"os-reserve": {{}}}}',),
+        "export-volume-legacy": (f'{action} {{"os-initialize_connection": {CONNECTOR}}}',),
+        "complete-attachment-legacy": (
+            f'{action} {{"os-attach": {{"instance_uuid": "{OWNER}", "mountpoint": "/dev/{case.target}"{mode}}}}}',
+        ),
+        "release-attachment-legacy": (
+            f'{action} {{"os-terminate_connection": {CONNECTOR}}}',
+            f'{action} {{"os-detach": {{"attachment_id": "{case.attachment}"}}}}',
+        ),
+    }
+
+
+def _guest(case: Case) -> dict[str, tuple[str, ...]]:
+    read = (f"virsh dumpxml {case.server}", f"virsh dumpxml --inactive {case.server}")
+    network = case.params.data_path == "network"
+    usage = f"--usage {case.volume_id}"
+    encrypted = (f"virsh secret-define, secret-set-value (type volume, {usage})",) if case.params.encrypted else ()
+    chap = (f"virsh secret-define, secret-set-value (type iscsi, {usage}), if the target wants CHAP",)
+    undefine = (f"virsh secret-undefine ({usage})",)
+
+    def plug(scope: str) -> tuple[str, ...]:
+        return (
+            f"virsh metadata {case.server} --{scope} (tether's mark)",
+            f"virsh attach-device {case.server} disk.xml --{scope}",
+        )
+
+    def unplug(scope: str) -> tuple[str, ...]:
+        return (
+            f"virsh detach-device-alias {case.server} ua-{case.volume_id} --{scope}",
+            f"virsh metadata {case.server} --{scope} (tether's mark goes)",
+        )
+
+    return {
+        "read-server": read,
+        "check-attachable": read,
+        "check-detachable": read,
+        "define-secret": chap + encrypted if network else (),
+        "undefine-secret": undefine if network else (),
+        "plug-persistent": plug("config"),
+        "plug-live": plug("live") if case.live else (),
+        "unplug-persistent": unplug("config"),
+        "unplug-live": unplug("live") if case.live else (),
+    }
+
+
+def _host(case: Case) -> dict[str, tuple[str, ...]]:
+    crypt = f"tether-{case.volume_id}"
+    network = case.params.data_path == "network"
+    # Connection info is not stored; the legacy dialect has no row to read it from.
+    again = f'POST /volumes/{case.volume_id}/action {{"os-initialize_connection": {CONNECTOR}}}'
+    legacy = (again,) if case.params.dialect == "legacy" else ()
+    return {
+        "read-connector": ("/etc/iscsi/initiatorname.iscsi",) if network else ("os-brick: get_connector_properties",),
+        "connect-host": ("os-brick: connect_volume", f"ln -s <device> {case.link}"),
+        "verify-device": (f"size and identity of {case.link}",),
+        "open-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
+        "close-encryption": (f"cryptsetup close {crypt}",),
+        "disconnect-host": (*legacy, "os-brick: disconnect_volume", f"rm {case.link}"),
+    }
+
+
+def _ledger(case: Case) -> dict[str, tuple[str, ...]]:
+    row = f"{case.target} of {case.server}"
+    return {
+        "create-mapping": (f"INSERT INTO tether_mappings ({row})",),
+        "finish-mapping": (f"UPDATE tether_mappings ({row}: attached)",),
+        "finish-mapping-legacy": (f"UPDATE tether_mappings ({row}: attached)",),
+        "delete-mapping": (f"DELETE FROM tether_mappings ({row})",),  # noqa: S608 - words to show, never run
+    }
