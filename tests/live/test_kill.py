@@ -103,8 +103,10 @@ class Subject:
         done = self.live.tether(*words)
         assert done.code == code, f"{' '.join(words)}: {done.code}\n{done.err}"
 
-    def assert_attached(self) -> None:
-        assert comparable(self.live.judge.snapshot(), self.known) == self.attached
+    def assert_attached(self, *, pending: bool = False) -> None:
+        """Compare; ``pending`` if the guest may still have an unplug request to answer, which the ledger keeps."""
+        expected = self.attached.replace('"pending_unplug": 0', '"pending_unplug": 1') if pending else self.attached
+        assert comparable(self.live.judge.snapshot(), self.known) == expected
 
     def put_right(self) -> None:
         """Free the volume of what a failed test has left, so that the next one is judged by itself."""
@@ -124,7 +126,8 @@ def subjects(live: Live) -> Iterator[dict[str, Subject]]:
 
 @pytest.fixture
 def subject(live: Live, subjects: dict[str, Subject], request: pytest.FixtureRequest) -> Iterator[Subject]:
-    dialect = request.node.callspec.params.get("dialect", DIALECTS[0])
+    case = getattr(request.node, "callspec", None)
+    dialect = case.params.get("dialect", DIALECTS[0]) if case else DIALECTS[0]
     if dialect not in subjects:
         subjects[dialect] = Subject(live, dialect)
     found = subjects[dialect]
@@ -178,7 +181,7 @@ def test_a_detach_that_was_killed_is_aborted(subject: Subject, point: str) -> No
     subject.run(DONE, *subject.attach_words)
     subject.run(KILLED, "--fault", f"{point}=kill", "detach", subject.volume, GUEST)
     subject.run(DONE, "job", "abort", "--last")
-    subject.assert_attached()
+    subject.assert_attached(pending=point.startswith("unplug-live"))
     subject.run(DONE, "detach", subject.volume, GUEST)
     subject.live.assert_books(subject.before)
 
@@ -205,5 +208,6 @@ def test_the_number_of_kills(subjects: dict[str, Subject], record_property: Call
     """Each step of each flow is hit; the count is printed."""
     print(f"kill points: attach {len(ATTACHES)}, detach {len(DETACHES)}")
     record_property("kill_points", len(ATTACHES) + len(DETACHES))
-    steps = {label(each) for each in (*sum(attach_flow.steps(params("attachments")), []), *detach_flow.guest_steps())}
-    assert steps <= {point.values[1].partition(".")[0] for point in (*ATTACHES, *DETACHES)}
+    reads, chain = attach_flow.steps(params("attachments"))
+    hit = {point.values[1].partition(".")[0] for point in (*ATTACHES, *DETACHES)}
+    assert {label(each) for each in (*reads, *chain, *detach_flow.guest_steps())} <= hit
