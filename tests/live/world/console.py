@@ -13,6 +13,7 @@ DISKS = re.compile(r"^DISKS (\d+) \[.*\]$")
 DISK = re.compile(
     r"^DISK (?P<name>\S+) serial=(?P<serial>.*?) sectors=(?P<sectors>\d+) ro=(?P<ro>[01]) head=(?P<head>.*)$"
 )
+REPEAT = 0.5  # seconds of silence after which the command is sent again; the guest runs it once (see guest-init)
 VIRTIO_SERIAL = 20  # bytes of a serial that virtio-blk has room for (VIRTIO_BLK_ID_BYTES)
 
 
@@ -56,12 +57,19 @@ class Console:
             channel.settimeout(timeout)
             try:
                 channel.connect(str(self.socket_path))
-                channel.sendall(f"{mark} {command}\n".encode())
+                line = f"\nrun {mark} {command}\n".encode()
+                channel.sendall(line)
                 while True:
                     if answer := self._answer(received.decode(errors="replace"), mark):
                         break
-                    channel.settimeout(max(0.01, deadline - time.monotonic()))
-                    chunk = channel.recv(65536)
+                    channel.settimeout(max(0.01, min(REPEAT, deadline - time.monotonic())))
+                    try:
+                        chunk = channel.recv(65536)
+                    except TimeoutError:
+                        if time.monotonic() >= deadline:
+                            raise
+                        channel.sendall(line)
+                        continue
                     if not chunk:
                         raise ConsoleError(f"the guest's console closed during {command!r}")
                     received += chunk
