@@ -48,7 +48,7 @@ ORDER = ["create-mapping", "reserve-volume", "export-volume", "connect-host", "d
 
 
 @pytest.mark.parametrize("step", ORDER)
-@pytest.mark.parametrize("action", ["fail", "uncertain*9999"])
+@pytest.mark.parametrize("action", ["fail*9999", "uncertain*9999"])
 def test_an_undo_that_fails_blocks_the_job_and_touches_nothing_before_it(sim: SimWorld, step: str, action: str) -> None:
     before = sim.books()
     done = attach(sim, "plug-live.act.before=fail", f"{step}.undo.before={action}")
@@ -75,10 +75,10 @@ def test_an_undo_that_fails_blocks_the_job_and_touches_nothing_before_it(sim: Si
 
 def test_an_undo_that_goes_on_failing_stays_blocked(sim: SimWorld) -> None:
     before = sim.books()
-    assert attach(sim, "plug-live.act.before=fail", "connect-host.undo.before=fail").code == BLOCKED
+    assert attach(sim, "plug-live.act.before=fail", "connect-host.undo.before=fail*9999").code == BLOCKED
     held = sim.books()
     for _ in range(2):
-        again = sim.tether("--fault", "connect-host.undo.before=fail", "job", "resume", "--last")
+        again = sim.tether("--fault", "connect-host.undo.before=fail*9999", "job", "resume", "--last")
         assert again.code == BLOCKED, again.err
         assert judge.diff(held, sim.books()) == []
     assert attach(sim).code == 5, "a blocked job keeps its volume"

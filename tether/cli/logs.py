@@ -6,6 +6,8 @@ import argparse
 import logging
 from typing import IO, Any
 
+from tether.errors import ConfigError
+
 #: What is shown on the console: nothing but warnings, unless asked for.
 CONSOLE = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}
 #: Libraries that would repeat what tether says itself, or print bodies with secrets, at lower levels.
@@ -22,7 +24,12 @@ def configure(options: argparse.Namespace, stderr: IO[str]) -> None:
     console.setLevel(logging.DEBUG if options.debug else CONSOLE.get(options.verbose_level, logging.DEBUG))
     handlers: list[logging.Handler] = [console]
     if options.log_file:
-        file = logging.FileHandler(options.log_file)
+        try:
+            file = logging.FileHandler(options.log_file)
+        except OSError as error:
+            raise ConfigError(
+                f"the log file cannot be written: {error}", hint="give --log-file another path"
+            ) from error
         file.setLevel(logging.DEBUG if options.debug else logging.INFO)
         handlers.append(file)
     for handler in handlers:

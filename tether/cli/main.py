@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
-from tether.errors import TetherError
+from tether.errors import TetherError, UsageError
 
 if TYPE_CHECKING:
     from tether.settings import Settings
@@ -31,7 +33,8 @@ class Tether(App):
     NAME = "tether"
 
     def __init__(self) -> None:
-        super().__init__(DESCRIPTION, version("tether"), CommandManager("tether.commands"))
+        # Deferred, so that `tether attach --help` is the command's help and not the program's.
+        super().__init__(DESCRIPTION, version("tether"), CommandManager("tether.commands"), deferred_help=True)
 
     def build_option_parser(
         self, description: str | None, version: str | None, argparse_kwargs: dict[str, Any] | None = None
@@ -53,13 +56,38 @@ class Tether(App):
     def configure_logging(self) -> None:
         from tether.cli.logs import configure
 
-        configure(self.options, self.stderr)
+        with self._refusing():
+            configure(self.options, self.stderr)
 
     def initialize_app(self, argv: list[str]) -> None:
-        for spec in self.options.fault:
-            from tether import faults
+        with self._refusing():
+            for spec in self.options.fault:
+                from tether import faults
 
-            faults.arm(spec)
+                faults.arm(spec)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """End the program at a TetherError, as a wrong option does; cliff would make it exit code 1."""
+        try:
+            yield
+        except TetherError as error:
+            self.report(error)
+            raise SystemExit(error.exit_code) from error
+
+    def interact(self) -> None:
+        raise UsageError("there is no command to run", hint="see: tether --help")
+
+    def run_subcommand(self, argv: list[str]) -> int:
+        try:
+            self.command_manager.find_command(argv)
+        except ValueError as error:  # cliff prints its suggestions on stdout
+            words = ", ".join(f"tether {name}" for name in self.get_fuzzy_matches(argv[0]))
+            raise UsageError(
+                f"{' '.join(argv)!r} is not a tether command", hint=f"perhaps {words}; or see: tether --help"
+            ) from error
+        code: int = super().run_subcommand(argv)
+        return code
 
     def settings(self) -> Settings:
         """Return the settings: the file, the environment, then the command line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job]
     """Let ``work`` run a job, with progress and signals, and say how it ended."""
     with Progress(app.stderr, title, quiet=app.options.verbose_level == 0) as progress:
         runner = Runner(world.tools, world.logbook, progress.watch)
-        with _signals(runner) as caught:
+        with _signals(app, runner) as caught:
             try:
                 job = work(runner)
             finally:
@@ -70,19 +71,21 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
 
 
 @contextmanager
-def _signals(runner: Runner) -> Iterator[list[int]]:
+def _signals(app: Tether, runner: Runner) -> Iterator[list[int]]:
     """Ctrl-C rolls back (before the pivot); a second one, or SIGTERM, leaves the job to be resumed."""
     caught: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
         run = runner.current
-        if run is None:
-            raise KeyboardInterrupt
+        if run is None:  # nothing of ours is under way: we may be waiting for another's job
+            raise SystemExit(SIGNALLED[signal.Signals(number)])
         if number == signal.SIGINT and caught.count(signal.SIGINT) == 1:
             run.cancel()
+            _tell(app, "rolling back, unless the guest has the volume already; Ctrl-C again leaves it to be resumed")
         else:
             run.stop()
+            _tell(app, "stopping; the job can be resumed")
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALLED}
     try:
@@ -90,3 +93,8 @@ def _signals(runner: Runner) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(app: Tether, text: str) -> None:
+    """Print a line from a signal handler, which may have cut into a print of the same stream."""
+    os.write(app.stderr.fileno(), f"tether: {text}\n".encode())

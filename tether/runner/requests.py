@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Server
-from tether.errors import ConflictError, FinalError, HeldError, NotFound
+from tether.adapters.guest.slots import target_name
+from tether.errors import ConflictError, FinalError, HeldError, NotFound, UsageError
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
 from tether.runner.jobs import DONE, Runner
 from tether.tasks.run import Toolbox
 
 LOG = logging.getLogger(__name__)
+
+#: Most characters of an idempotency key: the width of its column.
+KEY_LENGTH = 255
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         NotFound: no such volume, server or mapping.
         ConflictError: it is attached, or being attached, in another way.
         HeldError: another job has the volume.
+        UsageError: the idempotency key is too long to be kept.
     """
+    if len(request.key) > KEY_LENGTH:
+        raise UsageError(
+            f"the request id has {len(request.key)} characters, at most {KEY_LENGTH} are kept",
+            hint="use a shorter --request-id, such as a UUID",
+        )
     ledger = runner.tools.ledger
     if request.key:
         earlier = ledger.job_of_key(request.key)
@@ -82,6 +92,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
             compare(mapping, volume, server, request)
             return Accepted(ledger.job(mapping.job_id), new=False)
         params = attach_params(runner.tools, volume, request)
+        _check_device(ledger.list_mappings(server_id=server.uuid), params, server)
     else:
         if mapping is None:
             return Accepted(already_detached(runner.tools, volume, server), new=False)
@@ -160,6 +171,20 @@ def detach_params(mapping: MappingRow, volume: Volume) -> Params:
         multiattach=volume.multiattach,
         owner_mark=bool(mapping.owner_mark),
     )
+
+
+def _check_device(mappings: list[MappingRow], params: Params, server: Server) -> None:
+    """Raise UsageError or ConflictError if the words and the ledger alone show that the device name cannot be had."""
+    if not params.device:
+        return
+    target = target_name(params.device, params.bus)
+    for row in mappings:
+        if row.target == target:
+            raise ConflictError(
+                f"the device name {target} of server {server.name} is held by volume {row.volume_id}",
+                resource=f"server {server.uuid}",
+                hint="choose another name, or leave it out",
+            )
 
 
 def _same(job: Job, kind: str, request: Request) -> Job:

@@ -1,0 +1,480 @@
+"""The command line, as a person and as a program use it."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.crash import judge
+from tests.crash.world import DONE, KILLED, SimWorld
+from tests.integration.commands import Command, run
+from tests.tree import ROOT
+
+WORDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["tether.commands"]
+VOL1 = "11111111-1111-4111-8111-111111111111"
+GUEST1 = "9e570000-0000-4000-8000-000000000001"
+ESCAPE = "\x1b"
+
+#: Every command with a result, as it is asked for once vol1 is attached to guest1.
+RESULTS = {
+    "attach": ["attach", "vol1", "guest1"],
+    "detach": ["detach", "vol1", "guest1"],
+    "job list": ["job", "list"],
+    "job show": ["job", "show", "--last"],
+    "job resume": ["job", "resume", "--last"],
+    "mapping list": ["mapping", "list"],
+    "mapping show": ["mapping", "show", "vol1", "guest1"],
+    "sim show": ["sim", "show", "DIR"],
+}
+LISTS = {"job list", "mapping list", "sim show"}
+
+
+@pytest.fixture
+def attached(sim: SimWorld) -> SimWorld:
+    done = run(sim, "attach", "vol1", "guest1")
+    assert done.code == DONE, done.err
+    return sim
+
+
+def of(sim: SimWorld, command: str) -> list[str]:
+    return [word.replace("DIR", str(sim.directory)) for word in RESULTS[command]]
+
+
+# -- every command -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", sorted(WORDS))
+def test_every_command_has_a_module_and_help(sim: SimWorld, command: str) -> None:
+    module, _, name = WORDS[command].partition(":")
+    assert importlib.util.find_spec(module), f"{module} is missing"
+    assert hasattr(importlib.import_module(module), name)
+    done = run(sim, *command.split(), "--help", bare=True)
+    assert (done.code, done.err) == (0, "")
+    assert f"usage: tether {command}" in done.out
+    assert len(done.out.split("options:")[0].splitlines()) > 3, "it says what it is for"
+
+
+def test_every_command_with_a_result_is_in_the_table() -> None:
+    formats = {
+        command
+        for command, where in WORDS.items()
+        if importlib.util.find_spec(where.partition(":")[0]) and _has_formats(where)
+    }
+    tested_apart = {"job abort"}
+    others = {command for command in WORDS if command.split()[0] in {"plan", "graph", "try"}}
+    assert formats - tested_apart - others == set(RESULTS)
+
+
+def _has_formats(where: str) -> bool:
+    from tether.cli.base import Lister, ShowOne
+
+    module, _, name = where.partition(":")
+    return issubclass(getattr(importlib.import_module(module), name), Lister | ShowOne)
+
+
+PARSERS: dict[str, Any] = {
+    "json": json.loads,
+    "yaml": yaml.safe_load,
+    "value": str.splitlines,
+    "csv": lambda text: list(csv.reader(io.StringIO(text))),
+    "table": str.splitlines,
+}
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_results_go_to_stdout_in_every_format_and_nothing_else(attached: SimWorld, command: str) -> None:
+    for kind, parse in PARSERS.items():
+        if kind == "csv" and command not in LISTS:
+            continue  # cliff has it for lists alone
+        done = run(attached, *of(attached, command), "-f", kind)
+        assert done.code == 0, done.err
+        assert done.err == ""
+        assert ESCAPE not in done.out
+        found = parse(done.out)
+        assert found, kind
+        if kind == "json":
+            first = found[0] if command in LISTS else found
+            assert {name for name in first if not re.fullmatch("[a-z0-9_]+", name)} == set()
+        if kind == "yaml":
+            assert isinstance(found, list if command in LISTS else dict)
+        if kind == "csv":
+            assert len({len(row) for row in found}) == 1
+        if kind == "table":
+            assert len({len(line) for line in found}) == 1
+
+
+def test_columns_can_be_chosen(attached: SimWorld) -> None:
+    done = run(attached, "job", "list", "-f", "value", "-c", "volume", "-c", "state")
+    assert done.out.split() in (["attached", "vol1"], ["vol1", "attached"])
+
+
+def test_abort_prints_a_result_too(sim: SimWorld) -> None:
+    assert run(sim, "--fault", "connect-host.act.after=kill", "attach", "vol1", "guest1").code == KILLED
+    done = run(sim, "job", "abort", "--last", "-f", "json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["state"] == "rolled-back"
+
+
+def test_a_job_is_shown_with_its_steps_for_a_program(attached: SimWorld) -> None:
+    shown = json.loads(run(attached, "job", "show", "--last", "-f", "json").out)
+    assert "plug-live/1 SUCCESS" in shown["steps"]
+    assert shown["request_id"] == f"req-{shown['job']}"
+    assert json.loads(run(attached, "job", "show", shown["job"][:8], "-f", "json").out) == shown
+
+
+@pytest.mark.parametrize("words", [["db", "check"], ["db", "upgrade"]])
+def test_the_database_commands_speak_on_stderr(sim: SimWorld, words: list[str]) -> None:
+    done = run(sim, *words)
+    assert (done.code, done.out) == (0, "")
+    assert "schema 0001" in done.err
+
+
+def test_what_fails_says_so_on_stderr_and_ends_with_the_next_step(sim: SimWorld) -> None:
+    done = run(sim, "--fault", "plug-live.act.before=fail", "attach", "vol1", "guest1", "-f", "json")
+    assert done.code == 3
+    assert json.loads(done.out)["state"] == "rolled-back"
+    assert ESCAPE not in done.err
+    lines = done.err.splitlines()
+    assert lines[0].startswith("tether: ")
+    assert lines[-1].startswith("next: ")
+
+
+# -- wrong words ---------------------------------------------------------------------------------------------
+
+LONG = "n" * 10_000
+REFUSED: dict[str, tuple[list[str], int, str]] = {
+    "no such command": (["frobnicate"], 2, "frobnicate"),
+    "half a command": (["job"], 2, "job show"),
+    "a word too few": (["attach", "vol1"], 2, "SERVER"),
+    "a word too many": (["attach", "vol1", "guest1", "more"], 2, "more"),
+    "no such option": (["attach", "vol1", "guest1", "--frob"], 2, "--frob"),
+    "no such format": (["job", "list", "-f", "xml"], 2, "xml"),
+    "no such bus": (["attach", "vol1", "guest1", "--bus", "ide"], 2, "ide"),
+    "no such mode": (["attach", "vol1", "guest1", "--mode", "wr"], 2, "wr"),
+    "no such dialect": (["attach", "vol1", "guest1", "--dialect", "v1"], 2, "v1"),
+    "no job named": (["job", "show"], 2, "name one job"),
+    "two jobs named": (["job", "show", "x", "--last"], 2, "name one job"),
+    "no such job": (["job", "show", "zzz"], 6, "zzz"),
+    "no such job to resume": (["job", "resume", "zzz"], 6, "zzz"),
+    "no job yet": (["job", "abort", "--last"], 6, "no job yet"),
+    "no such volume": (["attach", "vol9", "guest1"], 6, "vol9"),
+    "no such server": (["attach", "vol1", "guest9"], 6, "guest9"),
+    "no such volume to detach": (["detach", "vol9", "guest1"], 6, "vol9"),
+    "never attached": (["detach", "vol1", "guest1"], 6, "has not attached"),
+    "no such mapping": (["mapping", "show", "vol1", "guest1"], 6, "no mapping"),
+    "a long volume": (["attach", LONG, "guest1"], 6, "nnn"),
+    "a long server": (["attach", "vol1", LONG], 6, "nnn"),
+    "an empty volume": (["attach", "", "guest1"], 6, "volume"),
+    "an empty server": (["attach", "vol1", ""], 6, "server"),
+    "a long request id": (["attach", "vol1", "guest1", "--request-id", LONG], 2, "10000 characters"),
+    "a device of another bus": (["attach", "vol1", "guest1", "--device", "sda"], 3, "sda"),
+    "a device that is a path": (["attach", "vol1", "guest1", "--device", "../../etc/passwd"], 3, "passwd"),
+    "a long device": (["attach", "vol1", "guest1", "--device", "vd" + LONG], 3, "nnn"),
+    "a device that is taken": (["attach", "vol1", "guest1", "--device", "vda"], 3, "vda"),
+    "no such fault": (["--fault", "nonsense", "job", "list"], 2, "nonsense"),
+    "no such call": (["sim", "script", "DIR", "guest.fly"], 2, "guest.fly"),
+    "no such action": (["sim", "script", "DIR", "guest.mark", "sing"], 2, "sing"),
+    "a world that is there": (["sim", "create", "DIR"], 2, "already"),
+    "a log file nowhere": (["--log-file", "/nonexistent/log", "job", "list"], 2, "/nonexistent/log"),
+    "no such database": (["--database", "nonsense", "job", "list"], 2, "database URL"),
+    "a database nowhere": (["--database", "sqlite:////nonexistent/t.sqlite", "job", "list"], 2, "/nonexistent"),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_wrong_words_are_refused_and_change_nothing(sim: SimWorld, words: str) -> None:
+    command, code, said = REFUSED[words]
+    before = sim.books()
+    done = run(sim, *(word.replace("DIR", str(sim.directory)) for word in command))
+    assert done.code == code, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert "usage: " in done.err or done.err.splitlines()[-1].startswith("next: "), done.err
+    if code != 3:
+        assert done.out == ""
+        assert sim.jobs() == []
+    assert judge.diff(before, sim.books()) == []
+
+
+@pytest.mark.parametrize("words", [[], ["--debug"]])
+def test_no_command_at_all(sim: SimWorld, words: list[str]) -> None:
+    done = run(sim, *words, bare=True)
+    assert (done.code, done.out) == (2, "")
+    assert "tether --help" in done.err or "usage: tether" in done.err
+
+
+def test_ambiguous_names_are_refused(sim: SimWorld) -> None:
+    rename(sim, "vol2", "vol1")
+    done = run(sim, "attach", "vol1", "guest1")
+    assert done.code == 2, done.err
+    assert "vol1" in done.err
+    assert sim.jobs() == []
+    assert run(sim, "attach", VOL1, GUEST1).code == DONE, "the id is not ambiguous"
+
+
+def rename(sim: SimWorld, old: str, new: str) -> None:
+    book = json.loads((sim.directory / "cinder.json").read_text())
+    next(volume for volume in book["volumes"].values() if volume["name"] == old)["name"] = new
+    (sim.directory / "cinder.json").write_text(json.dumps(book))
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", 'it\'s "quoted"', "Größe-卷-🎉", "<a & b/>]]>", "x" * 255, "a,b;c\tx", "%s {0} $HOME `id`"]
+)
+def test_a_name_is_any_text(sim: SimWorld, name: str) -> None:
+    rename(sim, "vol1", name)
+    before = sim.books()
+    done = run(sim, "attach", name, "guest1", "-f", "json")
+    assert done.code == DONE, done.err
+    assert json.loads(done.out)["volume"] == name
+    for kind, parse in (("json", json.loads), ("yaml", yaml.safe_load)):
+        assert parse(run(sim, "job", "list", "-f", kind).out)[0]["volume"] == name
+    assert run(sim, "detach", name, "guest1").code == DONE
+    assert judge.diff(before, sim.books()) == []
+
+
+# -- configuration -------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "no section": "database = x\n",
+    "no number": "[cinder]\nrequest_timeout = soon\n",
+    "no choice": "[DEFAULT]\ndata_path = carrier-pigeon\n",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_configuration_file(sim: SimWorld, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "broken.conf"
+    file.write_text(BROKEN[text])
+    done = run(sim, "--config-file", str(file), "job", "list")
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "configuration" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_missing_configuration_file(sim: SimWorld) -> None:
+    done = run(sim, "--config-file", "/nonexistent.conf", "job", "list")
+    assert (done.code, done.out) == (2, "")
+    assert "/nonexistent.conf" in done.err
+
+
+@pytest.mark.parametrize("words", [["job", "list"], ["mapping", "list"], ["db", "check"]])
+def test_a_database_without_a_schema(sim: SimWorld, tmp_path: Path, words: list[str]) -> None:
+    url = f"sqlite:///{tmp_path / 'new.sqlite'}"
+    done = run(sim, "--database", url, *words, bare=True)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert done.err.splitlines()[-1] == "next: create it with: tether db upgrade"
+    assert run(sim, "--database", url, "db", "upgrade", bare=True).code == 0
+    assert run(sim, "--database", url, *words, bare=True).code == 0
+
+
+# -- logs ----------------------------------------------------------------------------------------------------
+
+
+def test_verbose_shows_a_line_a_call_with_its_request_id(sim: SimWorld) -> None:
+    done = run(sim, "-v", "attach", "vol1", "guest1")
+    assert done.code == DONE
+    calls = [line for line in done.err.splitlines() if "cinder: " in line]
+    assert len(calls) > 5
+    assert [line for line in calls if not re.search(r"req-[0-9a-f-]{36}", line)] == []
+    assert run(sim, "job", "list").err == "", "without -v there is none"
+
+
+def test_log_lines_as_json(sim: SimWorld, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    done = run(sim, "-v", "--log-json", "--log-file", str(file), "attach", "vol1", "guest1")
+    assert done.code == DONE
+    for text in (done.err, file.read_text()):
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert len(lines) > 5
+        assert {"event", "level", "logger", "timestamp"} <= set.intersection(*(set(line) for line in lines))
+
+
+def test_a_secret_is_nowhere(sim: SimWorld, tmp_path: Path) -> None:
+    """Not in the database and its WAL, not in any log, not in what any command prints."""
+    file = tmp_path / "log"
+    loud = ("--debug", "--log-file", str(file))
+    said = []
+    secrets: set[str] = set()
+
+    def ask(*words: str) -> int:
+        done = run(sim, *loud, *words)
+        said.append(done.out + done.err)
+        book = json.loads((sim.directory / "cinder.json").read_text())
+        secrets.update(export["auth_password"] for export in book.get("exports", {}).values())
+        secrets.update(book["keys"].values())
+        return done.code
+
+    assert ask("--fault", "plug-live.act.after=kill", "attach", "vol1", "guest1") == KILLED
+    assert ask("job", "resume", "--last") == DONE
+    assert ask("mapping", "show", "vol1", "guest1", "-f", "json") == DONE
+    assert ask("--fault", "complete-attachment.act.before=fail", "attach", "vol2", "guest1") == 4
+    assert ask("job", "show", "--last", "-f", "json") == DONE
+    sim.script("host.connect", "fail")
+    assert ask("attach", "vol3", "guest1") == 3
+    assert ask("attach", "secret1", "guest1") == DONE
+    assert ask("attach", "shared1", "guest1", "--dialect", "legacy") == 3
+    assert ask("detach", "vol1", "guest1") == DONE
+    assert ask("job", "list") == DONE
+    assert ask("sim", "show", str(sim.directory)) == DONE
+    assert len(secrets) >= 4
+    books = [path for path in sim.directory.glob("tether.sqlite*") if path.is_file()]
+    assert books
+    told = {"what was printed": "".join(said).encode(), "the log": file.read_bytes()}
+    told |= {path.name: path.read_bytes() for path in books}
+    assert len(told["the log"]) > 10_000, "it was loud"
+    assert [(name, secret) for name, text in told.items() for secret in secrets if secret.encode() in text] == []
+
+
+# -- signals -------------------------------------------------------------------------------------------------
+
+
+def slow(sim: SimWorld, call: str, *words: str, seconds: float = 1.0) -> Command:
+    """Start a command, and return it inside a call that takes its time."""
+    sim.script(call, "slow", seconds=seconds)
+    return Command(sim, *words).reaches(call)
+
+
+ATTACH = ("attach", "vol1", "guest1")
+
+
+def test_ctrl_c_before_the_pivot_rolls_back(sim: SimWorld) -> None:
+    before = sim.books()
+    done = slow(sim, "host.connect", *ATTACH).signal(2).end()
+    assert done.code == 3, done.err
+    assert "cancelled" in done.err
+    assert sim.jobs() == [("attach", "rolled-back")]
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_ctrl_c_after_the_pivot_lets_the_job_finish(sim: SimWorld) -> None:
+    done = slow(sim, "cinder.complete_attachment", *ATTACH).signal(2).end()
+    assert done.code == DONE, done.err
+    assert sim.jobs() == [("attach", "attached")]
+
+
+@pytest.mark.parametrize(("signals", "code"), [((2, 2), 130), ((15,), 143), ((2, 15), 143)])
+def test_a_second_ctrl_c_or_sigterm_leaves_it_to_be_resumed(sim: SimWorld, signals: tuple[int, ...], code: int) -> None:
+    command = slow(sim, "host.connect", *ATTACH)
+    for number, more in zip(signals, [*signals[1:], None], strict=True):
+        command.signal(number).says("rolling back" if more else "can be resumed")
+    done = command.end()
+    assert done.code == code, done.err
+    assert "tether job resume" in done.err.splitlines()[-1]
+    listed = json.loads(run(sim, "job", "list", "-f", "json").out)
+    assert [job["state"] for job in listed] == ["interrupted"]
+    assert run(sim, "job", "resume", "--last").code == DONE
+    assert sim.jobs() == [("attach", "attached")]
+
+
+def test_an_interrupted_job_can_be_aborted(sim: SimWorld) -> None:
+    before = sim.books()
+    assert slow(sim, "host.connect", *ATTACH).signal(15).end().code == 143
+    assert run(sim, *ATTACH).code == 5, "it keeps its volume"
+    assert run(sim, "job", "abort", "--last").code == DONE
+    assert judge.diff(before, sim.books()) == []
+
+
+# -- twice the same ------------------------------------------------------------------------------------------
+
+
+def test_the_same_attach_joins_the_one_that_runs(sim: SimWorld) -> None:
+    first = slow(sim, "host.connect", *ATTACH)
+    assert run(sim, *ATTACH, "--no-wait").code == 5
+    second = Command(sim, *ATTACH, "-f", "json").end()
+    assert (second.code, first.end().code) == (DONE, DONE), second.err
+    assert json.loads(second.out)["state"] == "attached"
+    assert sim.jobs() == [("attach", "attached")], "one job"
+
+
+def test_who_joins_gets_the_code_of_a_failure(sim: SimWorld) -> None:
+    sim.script("guest.plug_live", "fail")
+    first = slow(sim, "host.connect", *ATTACH)
+    second = run(sim, *ATTACH)
+    assert (first.end().code, second.code) == (3, 3), second.err
+    assert sim.jobs() == [("attach", "rolled-back")]
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_who_waits_can_leave_without_harm(sim: SimWorld, number: int, code: int) -> None:
+    first = slow(sim, "host.connect", *ATTACH, seconds=3)
+    second = Command(sim, "-v", *ATTACH)
+    sim.script("cinder.show_volume", "slow", times=0)  # a command's time: the second waits by now
+    assert second.signal(number).end().code == code
+    assert first.end().code == DONE
+
+
+def test_another_way_of_attaching_is_a_conflict(attached: SimWorld) -> None:
+    assert run(attached, *ATTACH).code == DONE, "attached already is a success"
+    for words in (["--bus", "scsi"], ["--mode", "ro"], ["--dialect", "legacy"], ["--device", "vdz"]):
+        done = run(attached, *ATTACH, *words)
+        assert done.code == 2, done.err
+        assert "detach it first" in done.err
+    assert attached.jobs() == [("attach", "attached")]
+
+
+def test_one_request_id_is_one_job(sim: SimWorld) -> None:
+    words = (*ATTACH, "--request-id", "ключ 1", "-f", "json")
+    jobs = [json.loads(run(sim, *words).out)["job"] for _ in range(2)]
+    assert jobs[0] == jobs[1]
+    assert run(sim, "detach", "vol1", "guest1").code == DONE
+    again = run(sim, *words)
+    assert json.loads(again.out)["job"] == jobs[0], "also when it is long over"
+    other = run(sim, "attach", "vol2", "guest1", "--request-id", "ключ 1")
+    assert other.code == 2, other.err
+    assert jobs[0] in other.err
+
+
+def test_a_failed_request_is_not_tried_again_under_its_id(sim: SimWorld) -> None:
+    sim.script("guest.plug_live", "fail")
+    codes = [run(sim, *ATTACH, "--request-id", "k").code for _ in range(2)]
+    assert codes == [3, 3]
+    assert run(sim, *ATTACH).code == DONE
+
+
+# -- pipes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["job", "list"], ["attach", "vol1", "guest1"]])
+def test_a_reader_that_has_gone(sim: SimWorld, words: list[str]) -> None:
+    """Nobody reads stdout: the job is done all the same, and nothing is said about pipes."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-c", "import sys; from tether.cli.main import main; sys.exit(main())"]
+    ended = subprocess.run(
+        [*program, "--sim", str(sim.directory), *words],
+        check=False,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    os.close(writer)
+    assert ended.returncode in {0, 141}, ended.stderr
+    assert ended.stderr == ""
+    if words[0] == "attach":
+        assert sim.jobs() == [("attach", "attached")]
+
+
+def test_jobs_of_one_process_write_one_database(sim: SimWorld) -> None:
+    """Two attaches of two volumes at a time: both done, nothing lost."""
+    commands = [Command(sim, "attach", volume, server) for volume, server in (("vol1", "guest1"), ("vol2", "guest1"))]
+    assert [command.end().code for command in commands] == [DONE, DONE]
+    with closing(sqlite3.connect(sim.directory / "tether.sqlite")) as connection:
+        rows = connection.execute("SELECT target, state FROM tether_mappings ORDER BY 1").fetchall()
+    assert rows == [("vdb", "attached"), ("vdc", "attached")]
