@@ -105,6 +105,7 @@ REFUSED = [
     ("vol2", "guest2", ()),
     ("vol1", "guest1", ("--device", "vda")),
     ("vol1", "guest1", ("--bus", "sata")),
+    ("vol1", "guest1", ("--device", "vdb")),
     ("vol1", "guest1", ("--bus", "scsi", "--device", "vdb")),
     ("shared1", "guest1", ("--dialect", "legacy")),
     ("nowhere", "guest1", ()),

@@ -91,8 +91,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         if mapping is not None:
             compare(mapping, volume, server, request)
             return Accepted(ledger.job(mapping.job_id), new=False)
-        params = attach_params(runner.tools, volume, request)
-        _check_device(ledger.list_mappings(server_id=server.uuid), params, server)
+        params = attach_params(runner.tools, volume, server, request)
     else:
         if mapping is None:
             return Accepted(already_detached(runner.tools, volume, server), new=False)
@@ -120,11 +119,12 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         return _join(runner, holder, volume, server, Asked(kind, request, job_id))
 
 
-def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
+def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Request) -> Params:
     """Return the case of an attach.
 
     Raises:
         FinalError: the dialect cannot attach this volume.
+        UsageError, ConflictError: the words and the ledger show that the device name cannot be had.
     """
     settings, cloud = tools.settings, tools.cinder.identity()
     dialect = request.dialect if request.dialect != "auto" else settings.dialect
@@ -147,7 +147,7 @@ def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
             volume.name,
         )
     marked = settings.owner_mark == "on" or (settings.owner_mark == "auto" and cloud.service_token)
-    return Params(
+    params = Params(
         device=request.device.removeprefix("/dev/"),
         bus=request.bus or settings.disk_bus,
         mode=request.mode,
@@ -157,6 +157,8 @@ def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
         multiattach=volume.multiattach,
         owner_mark=marked and dialect == "attachments",
     )
+    _check_device(tools.ledger.list_mappings(server_id=server.uuid), params, server)
+    return params
 
 
 def detach_params(mapping: MappingRow, volume: Volume) -> Params:
