@@ -42,13 +42,21 @@ def attach(sim: SimWorld, *faults: str) -> Outcome:
     return sim.tether(*(word for fault in faults for word in ("--fault", fault)), "attach", "vol1", "guest1")
 
 
+@pytest.fixture
+def hasty(sim: SimWorld) -> SimWorld:
+    """A world in which an undo is not insisted on for long."""
+    text = sim._config.read_text()
+    sim._config.write_text(text.replace("[DEFAULT]", "[DEFAULT]\nstep_retry_time = 0.3"))
+    return sim
+
+
 # -- an undo that fails --------------------------------------------------------------------------------------
 
 ORDER = ["create-mapping", "reserve-volume", "export-volume", "connect-host", "define-secret", "plug-persistent"]
 
 
 @pytest.mark.parametrize("step", ORDER)
-@pytest.mark.parametrize("action", ["fail", "uncertain*9999"])
+@pytest.mark.parametrize("action", ["fail*9999", "uncertain*9999"])
 def test_an_undo_that_fails_blocks_the_job_and_touches_nothing_before_it(sim: SimWorld, step: str, action: str) -> None:
     before = sim.books()
     done = attach(sim, "plug-live.act.before=fail", f"{step}.undo.before={action}")
@@ -73,12 +81,13 @@ def test_an_undo_that_fails_blocks_the_job_and_touches_nothing_before_it(sim: Si
     assert "plug-live.act.before" in resumed.err, "the reason is the first failure, not the undo's"
 
 
-def test_an_undo_that_goes_on_failing_stays_blocked(sim: SimWorld) -> None:
+def test_an_undo_that_goes_on_failing_stays_blocked(hasty: SimWorld) -> None:
+    sim = hasty
     before = sim.books()
-    assert attach(sim, "plug-live.act.before=fail", "connect-host.undo.before=fail").code == BLOCKED
+    assert attach(sim, "plug-live.act.before=fail", "connect-host.undo.before=fail*9999").code == BLOCKED
     held = sim.books()
     for _ in range(2):
-        again = sim.tether("--fault", "connect-host.undo.before=fail", "job", "resume", "--last")
+        again = sim.tether("--fault", "connect-host.undo.before=fail*9999", "job", "resume", "--last")
         assert again.code == BLOCKED, again.err
         assert judge.diff(held, sim.books()) == []
     assert attach(sim).code == 5, "a blocked job keeps its volume"
