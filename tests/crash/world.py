@@ -82,7 +82,7 @@ class SimWorld:
         self._config = directory.parent / f"{directory.name}.conf"
         self._config.write_text(PACE.format(data_path=data_path))
 
-    def tether(self, *words: str) -> Outcome:
+    def tether(self, *words: str, config: str = "") -> Outcome:
         """Run a command in a forked process, so that it may be killed, with the imports done."""
         self._runs += 1
         out, err = (self.directory.parent / f"{self.directory.name}.{self._runs}.{name}" for name in ("out", "err"))
@@ -94,7 +94,7 @@ class SimWorld:
                     sys.stdout, sys.stderr = stdout, stderr
                     from tether.cli.main import main
 
-                    code = main(["--config-file", str(self._config), "--sim", str(self.directory), *words])
+                    code = main(["--config-file", config or str(self._config), "--sim", str(self.directory), *words])
             finally:
                 os._exit(code)
         _pid, status = os.waitpid(pid, 0)

@@ -128,11 +128,18 @@ class Live:
         """Return the file behind a volume."""
         return self.world.volumes / f"volume-{volume_id}"
 
+    def chap_user(self, volume_id: str) -> str:
+        """Return the CHAP user that Cinder has for a volume."""
+        return self._chap(volume_id)[1]
+
     def chap_password(self, volume_id: str) -> str:
         """Return the CHAP password that Cinder has for a volume."""
+        return self._chap(volume_id)[2]
+
+    def _chap(self, volume_id: str) -> list[str]:
         with sqlite3.connect(f"file:{self.world.cinder_database}?mode=ro", uri=True, timeout=30) as database:
             (text,) = database.execute("SELECT provider_auth FROM volumes WHERE id = ?", [volume_id]).fetchone()
-        return str(text).split()[2]
+        return str(text).split()
 
     def fault(self, method: str, text: str, volume_id: str | None = None) -> Path:
         """Make a method of Cinder's driver ``fail``, ``boom`` or ``sleep N``; unlink the returned file to end it.

@@ -266,12 +266,13 @@ def test_a_request_id_of_another_request_is_a_conflict(live: Live, disk: tuple[s
     assert "use a new --request-id" in refused.last_line
 
 
-def test_the_installed_program_does_it_by_names(live: Live, new_volume: NewVolume) -> None:
+def test_the_installed_program_does_it_by_names(live: Live) -> None:
     before = live.judge.snapshot()
+    volume_id = live.volume_id("vol1")
     for words in (("attach", "vol1", GUEST), ("job", "show", "--last"), ("mapping", "list"), ("detach", "vol1", GUEST)):
         done = live.installed_tether(*words)
         assert done.code == DONE, done.err
-        assert "vol1" in done.out
+        assert volume_id in done.out
     live.assert_books(before)
 
 

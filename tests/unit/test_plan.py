@@ -44,17 +44,6 @@ def test_every_step_declares_its_five_lines(step: type[Step]) -> None:
         assert not any(f"{label}:" in text for label in plan.LABELS), f"{item.name} holds another line's text"
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.code)
-def test_a_step_without_an_effect_has_no_book_and_the_other_way_round(step: type[Step]) -> None:
-    assert plan.facts_of(step).has_effect == bool(step.book)
-
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.code)
-def test_a_step_that_declares_a_compensation_has_one(step: type[Step]) -> None:
-    declared = not plan.facts_of(step).compensation.startswith("none")
-    assert declared == (step.undo is not Step.undo)
-
-
 def test_a_docstring_without_a_line_is_refused() -> None:
     class Silent(Step):
         """Do something.

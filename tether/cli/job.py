@@ -72,9 +72,10 @@ class ShowJob(_OneJob):
         with self.ledger() as book:
             job = find_job(book.ledger, parsed_args)
             fields = job_fields(job, live=book.is_live(job))
-            steps = [(atom.name, atom.state) for detail in book.logbook.flows(job.id) for atom in detail]
+            steps = _in_order(job, [(a.name, a.state) for detail in book.logbook.flows(job.id) for a in detail])
         fields |= {
             "request_id": job.request_id,
+            "owner_mark": job.owner if job.params.owner_mark else "",
             "dialect": job.params.dialect,
             "data_path": job.params.data_path,
             "mode": job.params.mode,
@@ -93,6 +94,18 @@ class ShowJob(_OneJob):
     def is_machine(self) -> bool:
         """True if the output is for a program."""
         return self.formatter is not None and type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
+
+
+def _in_order(job: Job, steps: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return a job's steps in the order of its flow; as they are stored if this release does not know the flow."""
+    from tether.errors import ConflictError
+    from tether.flows.plan import shape
+
+    try:
+        names = [step.code for flow in shape(job.kind, job.version, job.params) for step in flow.steps]
+    except ConflictError:
+        return steps
+    return sorted(steps, key=lambda step: names.index(step[0]))
 
 
 def _steps(steps: list[tuple[str, str]]) -> str:

@@ -36,8 +36,8 @@ class ShowMapping(ShowOne):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("volume", metavar="VOLUME")
-        parser.add_argument("server", metavar="SERVER")
+        parser.add_argument("volume", metavar="VOLUME", help="id or unique name of the volume")
+        parser.add_argument("server", metavar="SERVER", help="UUID or name of the server (libvirt domain)")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:

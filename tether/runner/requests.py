@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Server
+from tether.adapters.guest.slots import target_name
 from tether.errors import ConflictError, FinalError, HeldError, NotFound, UsageError
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
@@ -91,6 +92,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
             compare(mapping, volume, server, request)
             return Accepted(ledger.job(mapping.job_id), new=False)
         params = attach_params(runner.tools, volume, request)
+        _check_device(ledger.list_mappings(server_id=server.uuid), params, server)
     else:
         if mapping is None:
             return Accepted(already_detached(runner.tools, volume, server), new=False)
@@ -169,6 +171,20 @@ def detach_params(mapping: MappingRow, volume: Volume) -> Params:
         multiattach=volume.multiattach,
         owner_mark=bool(mapping.owner_mark),
     )
+
+
+def _check_device(mappings: list[MappingRow], params: Params, server: Server) -> None:
+    """Raise UsageError or ConflictError if the words and the ledger alone show that the device name cannot be had."""
+    if not params.device:
+        return
+    target = target_name(params.device, params.bus)
+    for row in mappings:
+        if row.target == target:
+            raise ConflictError(
+                f"the device name {target} of server {server.name} is held by volume {row.volume_id}",
+                resource=f"server {server.uuid}",
+                hint="choose another name, or leave it out",
+            )
 
 
 def _same(job: Job, kind: str, request: Request) -> Job:

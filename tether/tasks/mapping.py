@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Definition, Power, Server
 from tether.adapters.guest.slots import Slot, choose_slot
-from tether.errors import FinalError, NotFound
+from tether.errors import ConflictError, FinalError, NotFound, UsageError
 from tether.persistence.ledger import MappingRow
 from tether.tasks.run import Run
 from tether.tasks.step import Step
@@ -190,14 +190,19 @@ def free_slot(run: Run, server: Server) -> Slot:
         for row in run.tools.ledger.list_mappings(server_id=server.uuid)
         if row.job_id != run.job.id
     ]
-    return choose_slot(
-        server.live,
-        server.persistent,
-        bus=run.job.params.bus,
-        device=run.job.params.device,
-        taken=held,
-        limit=run.tools.settings.max_disk_devices_to_attach,
-    )
+    try:
+        return choose_slot(
+            server.live,
+            server.persistent,
+            bus=run.job.params.bus,
+            device=run.job.params.device,
+            taken=held,
+            limit=run.tools.settings.max_disk_devices_to_attach,
+        )
+    except (FinalError, ConflictError, UsageError) as error:
+        raise type(error)(
+            f"server {server.name}: {error.message}", resource=f"server {server.uuid}", hint=error.hint
+        ) from error
 
 
 class CreateMapping(Step):

@@ -78,7 +78,7 @@ def choose_slot(
             f"the server has {len(names)} disks, and {limit} is the most",
             hint="detach another volume, or raise max_disk_devices_to_attach",
         )
-    target = _asked(device, bus, prefix, names) if device else next(n for n in _targets(prefix) if n not in names)
+    target = _asked(device, bus, names) if device else next(n for n in _targets(prefix) if n not in names)
     if bus == "virtio":
         address = _pci_address(definitions, held)
     elif bus == "scsi":
@@ -112,13 +112,23 @@ def _targets(prefix: str) -> Iterator[str]:
         yield prefix + letters
 
 
-def _asked(device: str, bus: str, prefix: str, names: Mapping[str, str]) -> str:
-    target = device.removeprefix("/dev/")
+def target_name(device: str, bus: str) -> str:
+    """Return the target that a device name means (``vdc`` for ``/dev/vdc``).
+
+    Raises:
+        UsageError: it is not one of this bus.
+    """
+    prefix, target = PREFIXES[bus], device.removeprefix("/dev/")
     if not re.fullmatch(rf"{prefix}[a-z]{{1,3}}", target):
         raise UsageError(
             f"{device!r} is not a device name of the {bus} bus",
             hint=f"write {prefix}b, {prefix}c, …, or leave the name out",
         )
+    return target
+
+
+def _asked(device: str, bus: str, names: Mapping[str, str]) -> str:
+    target = target_name(device, bus)
     if target in names:
         raise ConflictError(
             f"the device name {target} is taken by {names[target]}", hint="choose another name, or leave it out"
