@@ -36,6 +36,8 @@ from tether.tasks.run import Run, Toolbox, describe
 LOG = logging.getLogger(__name__)
 
 DONE = {"attach": "attached", "detach": "detached"}
+#: Seconds within which the runner that made a job has begun it; a job that is queued for longer has lost its runner.
+QUEUED_TIME = 10.0
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
 
@@ -95,7 +97,9 @@ class Runner:
         )
 
     def is_live(self, job: Job) -> bool:
-        """Return True while a runner works on the job."""
+        """Return True while a runner works on the job, or is just about to."""
+        if job.state == "queued":
+            return self.tools.clock.time() < job.created_at + QUEUED_TIME or self.tools.leases.is_live(job.lease)
         return job.state == "running" and self.tools.leases.is_live(job.lease)
 
     def run(self, job: Job) -> Job:

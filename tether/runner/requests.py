@@ -227,7 +227,7 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
         mapping = runner.tools.ledger.mapping_of_job(running.id)
         if mapping is not None:
             compare(mapping, volume, server, request)
-    live = runner.is_live(running) or running.state == "queued"
+    live = runner.is_live(running)
     if same and live and request.join:
         return Accepted(running, new=False)
     if live and request.join:
