@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -75,6 +76,8 @@ def _signals(runner: Runner) -> Iterator[list[int]]:
         caught.append(number)
         run = runner.current
         if run is None:
+            if number == signal.SIGTERM:
+                sys.exit(SIGNALLED[signal.SIGTERM])
             raise KeyboardInterrupt
         if number == signal.SIGINT and caught.count(signal.SIGINT) == 1:
             run.cancel()

@@ -72,8 +72,9 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
             return Accepted(_same(earlier, kind, request), new=False)
     volume = runner.tools.cinder.find_volume(request.volume)
     server = runner.tools.guest.find_server(request.server)
-    mapping = ledger.mapping(volume.id, server.uuid)
     running = ledger.open_job(volume.id)
+    # After the job: one that has just ended has its mapping by now.
+    mapping = ledger.mapping(volume.id, server.uuid)
     if running is not None:
         return _join(runner, running, volume, server, Asked(kind, request, job_id))
     if kind == "attach":
@@ -199,7 +200,7 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
         mapping = runner.tools.ledger.mapping_of_job(running.id)
         if mapping is not None:
             _compare(mapping, volume, server, request)
-    live = runner.is_live(running) or running.state == "queued"
+    live = runner.is_live(running)
     if same and live and request.join:
         return Accepted(running, new=False)
     if live and request.join:

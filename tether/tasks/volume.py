@@ -108,7 +108,7 @@ class ReserveVolume(Step):
                 delete_until_gone(self.run, row.id)
         elif result is not None:
             delete_until_gone(self.run, result)
-        elif not self.run.is_quiet(self.book):
+        elif self.in_doubt:
             self._refuse_strangers()
 
     def _refuse_strangers(self) -> None:
@@ -133,7 +133,7 @@ class ExportVolume(Step):
     Key: the attachment. May be repeated; its body's status is stale, so it is read back.
     Compensation: delete the attachment, which terminates the connection and the export. After an uncertain
     answer never while it says *reserved* (Cinder would then ask no backend, while the manager may still be
-    exporting): the update is repeated until it answers.
+    exporting): the update is repeated until it answers, and an earlier one is waited for.
     Uncertain: timeout, 5xx, lost connection: repeat.
     Crash windows: before the call; inside it; after it, before its result is stored.
     """
@@ -161,11 +161,14 @@ class ExportVolume(Step):
         except NotFound:
             self.run.see_volume()
             return
-        if row.status == "reserved" and not self.run.is_quiet(self.book):
+        self.run.refuse_while_held()
+        if row.status == "reserved" and (self.in_doubt or not self.run.is_quiet(self.book)):
             try:
                 self.tools.cinder.update_attachment(attachment_id, connector)
             except FinalError:
                 pass  # an answer all the same: the manager is through with it
+        # An update that was repeated may still be carried out: an export made after the deletion stays for good.
+        self.run.wait_quiet(self.book)
         delete_until_gone(self.run, attachment_id)
 
 
@@ -233,13 +236,15 @@ class ReleaseAttachment(Step):
     forward_only = True
 
     def act(self) -> None:
+        self.run.refuse_while_held()
         delete_until_gone(self.run, self.run.mapping().attachment_id)
 
 
 class BeginDetaching(Step):
     """Tell Cinder that a detach begins; a plain volume becomes *detaching*.
 
-    Effect: os-begin_detaching; not for multiattach, where the volume has other users.
+    Effect: os-begin_detaching; not for multiattach, where the volume has other users, nor for a volume that was
+    reset to *available* in Cinder.
     Key: none in Cinder: the status has no owner.
     Compensation: os-roll_detaching; in the legacy dialect only if our own answer is recorded, since nothing
     else shows that the status is ours.
@@ -252,8 +257,8 @@ class BeginDetaching(Step):
     book = "cinder"
 
     def act(self) -> str:
-        if self.job.params.multiattach:
-            return "not-needed"
+        if self.job.params.multiattach or self._status() == "available":
+            return "not-needed"  # other users, or reset in Cinder: then there is no status to protect
         self.tools.cinder.begin_detaching(self.job.volume_id)
         return "recorded"
 
@@ -263,7 +268,8 @@ class BeginDetaching(Step):
         return "seen" if self._status() == "detaching" else None
 
     def undo(self, result: str | None) -> None:
-        if self.job.params.multiattach or self._status() != "detaching":
+        ours = result in {"recorded", "seen"} or self.in_doubt
+        if not ours or self._status() != "detaching":
             return
         if self.job.params.dialect == "legacy" and result != "recorded":
             raise OperatorNeeded(
