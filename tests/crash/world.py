@@ -130,6 +130,12 @@ class SimWorld:
         with sqlite3.connect(f"file:{self.directory / 'tether.sqlite'}?mode=ro", uri=True, timeout=10) as connection:
             return connection.execute("SELECT kind, state FROM tether_jobs ORDER BY created_at DESC").fetchall()
 
+    def step_of(self, kind: str) -> str:
+        """Return the step at which the newest job of a kind is; empty if there is none."""
+        with sqlite3.connect(f"file:{self.directory / 'tether.sqlite'}?mode=ro", uri=True, timeout=10) as connection:
+            query = "SELECT step FROM tether_jobs WHERE kind = ? ORDER BY created_at DESC"
+            return str((connection.execute(query, (kind,)).fetchone() or [""])[0])
+
 
 def _items(value: Any) -> list[dict[str, Any]]:
     found = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []

@@ -83,8 +83,9 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
             return Accepted(_same(earlier, kind, request), new=False)
     volume = runner.tools.cinder.find_volume(request.volume)
     server = runner.tools.guest.find_server(request.server)
-    mapping = ledger.mapping(volume.id, server.uuid)
     running = ledger.open_job(volume.id)
+    # After the job: one that has just ended has its mapping by now.
+    mapping = ledger.mapping(volume.id, server.uuid)
     if running is not None:
         return _join(runner, running, volume, server, Asked(kind, request, job_id))
     if kind == "attach":

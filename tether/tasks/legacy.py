@@ -43,11 +43,11 @@ class LegacyReserve(Step):
 
     def undo(self, result: str | None) -> None:
         if result is None:
-            if not self.run.is_quiet(self.book):
+            if self.in_doubt:
                 self._refuse_attaching()
             return
         # os-terminate_connection has unreserved already; by now the status may be a stranger's.
-        if self.run.terminated or self._status() != "attaching":
+        if LegacyExport.code in self.run.undone or self._status() != "attaching":
             return
         self.tools.cinder.unreserve(self.job.volume_id)
         if self._status() == "attaching":
@@ -88,11 +88,12 @@ class LegacyExport(Step):
 
     def undo(self, connector: dict[str, object]) -> None:
         release(self.run, connector)
-        self.run.terminated = True
+        self.run.undone.add(self.code)
 
 
 def release(run: Run, connector: dict[str, object]) -> None:
     """Close the export and drop our row, if there is one: os-terminate_connection, then os-detach."""
+    run.refuse_while_held()
     owner = run.tools.ledger.mapping(run.job.volume_id, run.job.server_id)
     row = own_row(run, owner.owner_mark or run.job.owner) if owner else None
     run.tools.cinder.terminate_connection(run.job.volume_id, connector)
@@ -176,6 +177,8 @@ class LegacyRelease(Step):
     forward_only = True
 
     def act(self) -> None:
+        if own_row(self.run, self.run.mapping().owner_mark) is None:
+            return  # os-detach comes last: terminating once more would unreserve whoever has the volume now
         release(self.run, dict(self.tools.host.connector()))
         status = self.tools.cinder.show_volume(self.job.volume_id).status
         if status == "detaching":
