@@ -120,7 +120,8 @@ class SimWorld:
         due = [time.time() - 1]
         for path in self.directory.glob("**/*.json"):
             text = json.loads(path.read_text())
-            due += [item["due"] for key in ("late", "pending") for item in _items(text.get(key)) if "due" in item]
+            late = [item for key in ("late", "pending") for item in _items(text.get(key))]
+            due += [item[key] for item in late for key in ("due", "at") if key in item]
         time.sleep(max(0.0, max(due) - time.time()) + 0.01 * (len(due) > 1))
         if len(due) > 1:  # they are carried out when a book is next opened
             self.tether("mapping", "show", "vol1", "guest1")

@@ -206,6 +206,7 @@ class Runner:
             atoms = [atom for detail in self.logbook.flows(job.id) for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
+            run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
             prepare(run, backend)
             reverted = False
             for part in parts(job.kind, job.version):

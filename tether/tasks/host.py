@@ -42,6 +42,7 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
         _disconnect_blind(run, error)
         return
     if not reaches_by_network(connection, run.job.params.data_path):
+        _refuse_anothers(run)
         run.tools.host.disconnect(run.job.volume_id, connection)
         left = run.tools.host.residue(run.job.volume_id, connection)
         if left:
@@ -51,6 +52,23 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
                 hint="see what holds it: lsblk, iscsiadm -m session, multipath -ll",
             )
     run.tools.ledger.delete_connection(run.machine.machine_id, run.job.volume_id)
+
+
+def _refuse_anothers(run: Run) -> None:
+    """Raise OperatorNeeded if the device behind our link is another volume's in the device ledger."""
+    device = run.tools.host.find(run.job.volume_id)
+    if device is None:
+        return
+    for row in run.tools.ledger.list_connections(run.machine.machine_id):
+        same = row.path == device.path or (row.identity and row.identity == device.identity)
+        if same and row.volume_id != run.job.volume_id:
+            raise OperatorNeeded(
+                f"{device.path}, which volume {run.job.volume_name} was connected as, is volume {row.volume_id}'s:"
+                " it is not disconnected",
+                resource=f"volume {run.job.volume_id}",
+                hint="two volumes with one device: check the backend's exports and the host's paths (lsblk,"
+                f" multipath -ll), then: tether job resume {run.job.id}",
+            )
 
 
 def _disconnect_blind(run: Run, error: TetherError) -> None:

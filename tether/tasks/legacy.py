@@ -21,6 +21,15 @@ def own_row(run: Run, owner: str) -> Attachment | None:
     return next((row for row in rows if row.owner == owner), None)
 
 
+def unknown_owner(run: Run) -> OperatorNeeded:
+    """Return the error for a volume that is *attaching*, by this job or by a stranger."""
+    return OperatorNeeded(
+        f"volume {run.job.volume_name} is attaching, but whether by this job cannot be known",
+        resource=f"volume {run.job.volume_id}",
+        hint=f"if nobody else attaches it: cinder reset-state --state available; then: tether job resume {run.job.id}",
+    )
+
+
 class LegacyReserve(Step):
     """Reserve the volume; it becomes *attaching*, with no row and no owner.
 
@@ -58,12 +67,7 @@ class LegacyReserve(Step):
 
     def _refuse_attaching(self) -> None:
         if self._status() == "attaching":
-            raise OperatorNeeded(
-                f"volume {self.job.volume_name} is attaching, but whether by this job cannot be known",
-                resource=f"volume {self.job.volume_id}",
-                hint="if nobody else attaches it: cinder reset-state --state available; then: tether job resume"
-                f" {self.job.id}",
-            )
+            raise unknown_owner(self.run)
 
 
 class LegacyExport(Step):
@@ -87,6 +91,12 @@ class LegacyExport(Step):
         return Export.of(connection)
 
     def undo(self, connector: dict[str, object]) -> None:
+        if self.code in self.run.undoing:
+            # Cut off inside this undo: if it had terminated, the volume was free, and may be a stranger's by now.
+            status = self.tools.cinder.show_volume(self.job.volume_id).status
+            if status == "attaching" and own_row(self.run, self.job.owner) is None:
+                raise unknown_owner(self.run)
+            self.run.undoing.discard(self.code)
         release(self.run, connector)
         self.run.undone.add(self.code)
 

@@ -91,16 +91,16 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     def execute(self, **raw: Any) -> Any:
         """Run the step forward. TaskFlow runs it again if an earlier run was cut off inside it."""
         self.run.check()
-        if self.run.cancelled and not self.forward_only and not self.run.pivoted:
-            raise FinalError("cancelled", hint="nothing is left; run the command again when you want it")
         inputs = _decode(type(self), "act", raw)
         if self.code in self.run.in_flight and self.book:
             self.in_doubt = True
             self.run.cut_off(self.book)
-            found = None if self.repeatable else self.look(**inputs)
+            found = self.look(**inputs)
             if found is not None:
                 LOG.info("%s: found done", self.label)
                 return self._encode(found)
+        if self.run.cancelled and not self.forward_only and not self.run.pivoted:
+            raise FinalError("cancelled", hint="nothing is left; run the command again when you want it")
         return self._encode(self._act(inputs))
 
     def _act(self, inputs: dict[str, Any]) -> Any:
