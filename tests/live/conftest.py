@@ -28,7 +28,7 @@ BIN_LIVE = str(CHECKOUT / "bin/live")
 UP_LIMIT = 1500  # seconds; the first start on a machine installs packages and builds Cinder's environment
 TEST_LIMIT = 120  # seconds for one test by itself
 #: Cinder's rpc_response_timeout: what finishes late does so after it, and tether waits for that.
-RPC_TIMEOUT = "4"
+RPC_TIMEOUT = "3"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

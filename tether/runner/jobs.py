@@ -24,6 +24,7 @@ from tether.errors import (
     HeldError,
     Interrupted,
     LostLease,
+    OperatorNeeded,
     TetherError,
     UncertainError,
     UsageError,
@@ -149,7 +150,15 @@ class Runner:
     # -- one run ---------------------------------------------------------------------------------------------
 
     def _same_place(self, job: Job) -> None:
-        here = replace(self.place(), boot_id=job.place.boot_id)
+        try:
+            here = replace(self.place(), boot_id=job.place.boot_id)
+        except UncertainError as error:
+            # Its own exit code would say that nothing is left.
+            raise OperatorNeeded(
+                f"job {job.id} cannot be taken up: {error.message}",
+                resource=f"job {job.id}",
+                hint=f"{error.hint}; then: tether job resume {job.id}",
+            ) from error
         for name in Place.__slots__:
             was, now = getattr(job.place, name), getattr(here, name)
             if was != now:
