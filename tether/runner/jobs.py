@@ -205,6 +205,8 @@ class Runner:
         error = (job.error or {}).get("reason") if job.state == "blocked" else job.error
         self.tools.ledger.update_job(job.id, state="running", attempts=job.attempts + 1, error=error, exit_code=None)
         run = Run(tools=replace(self.tools, leases=leases), job=self.tools.ledger.job(job.id), ended_at=ended)
+        # A blocked job stopped by itself: only an answer that never came can still be carried out.
+        run.orderly = job.state == "blocked" and (job.error or {}).get("code") != UncertainError.code
         self.current = run
         return run
 
@@ -215,7 +217,8 @@ class Runner:
             atoms = [atom for detail in self.logbook.flows(job.id) for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
-            run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
+            if not run.orderly:
+                run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
             prepare(run, backend)
             reverted = False
             for part in parts(job.kind, job.version):

@@ -56,6 +56,7 @@ class Run:
         in_flight: names of the steps whose effect or undo may have been cut off in an earlier run.
         undone: names of the steps that are undone, in this run or an earlier one.
         undoing: names of the steps inside whose undo an earlier run was cut off.
+        orderly: the earlier run stopped by itself, with every answer known.
         ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
     """
 
@@ -69,6 +70,7 @@ class Run:
     pivoted: bool = False
     undone: set[str] = field(default_factory=set)
     undoing: set[str] = field(default_factory=set)
+    orderly: bool = False
     futures: list[Future[Any]] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
     _quiet_at: dict[str, float] = field(default_factory=dict)
