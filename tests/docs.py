@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import re
 import shlex
 import subprocess
@@ -18,10 +17,11 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.tree import ROOT
-from tether.cli.demo import PROGRAM
+from tether.cli.demo import PROGRAM, environment
 
 BEGIN, END = "<!-- session: bin/docs writes it -->\n", "<!-- end of session -->\n"
 WORLD = "world"
@@ -41,14 +41,13 @@ NOTES = {137: "   # SIGKILL in the middle", 3: "     # not done, and nothing lef
 def session() -> str:
     """Return the terminal session, as a fenced block."""
     lines = ["```console"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OS_", "TETHER_"))}
     with tempfile.TemporaryDirectory(prefix="tether-docs-") as scratch:
         for words, code in SESSION:
             given = ["--sim", WORLD] if words[0] != "sim" else []
             done = subprocess.run(
                 [*PROGRAM, *given, *words],
                 cwd=scratch,
-                env=environment | {"PYTHONPATH": str(ROOT)},
+                env=environment(Path(scratch)) | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from tests.crash import judge
-from tests.crash.world import DONE, KILLED, ROLLED_BACK, SimWorld
+from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
+from tether.persistence.ledger import Params
+from tether.runner.world import open_ledger
+from tether.settings import Settings
+from tether.sim.cinder.seed import add_volume
+from tether.sim.guest import SimGuest
+from tether.sim.store import Store
+
+VOL1 = "11111111-1111-4111-8111-111111111111"
+GUEST1 = "9e570000-0000-4000-8000-000000000001"
 
 
 @pytest.mark.parametrize(
@@ -41,3 +56,176 @@ def test_a_database_that_does_not_answer_at_an_intent_leaves_the_job_to_resume(s
     assert "next: tether job resume" in done.err
     assert sim.tether("job", "resume", "--last").code == DONE
     assert sim.jobs()[0] == ("attach", "attached")
+
+
+@pytest.mark.parametrize("case", ["legacy", "owner_mark off"])
+def test_a_reserve_without_an_owner_is_not_forgotten_by_an_abort(sim: SimWorld, case: str, tmp_path: Path) -> None:
+    """The settle time is over when the abort comes: what was cut off is still in doubt."""
+    config = tmp_path / "tether.conf"
+    config.write_text("[DEFAULT]\nlease_ttl = 0.3\n[cinder]\nowner_mark = off\n")
+    dialect, step = ("legacy", "reserve-volume-legacy") if case == "legacy" else ("attachments", "reserve-volume")
+    before = sim.books()
+    words = ("--fault", f"{step}.act.after=kill", "attach", "vol1", "guest1", "--dialect", dialect)
+    assert sim.tether(*words, config=str(config)).code == KILLED
+    time.sleep(1.6)  # the settle time of the embedded world is 1.2 s
+    done = sim.tether("job", "abort", "--last", config=str(config))
+    assert done.code == BLOCKED, done.err
+    with Store(sim.directory).change("cinder") as book:  # what the hint says
+        book["volumes"][VOL1]["status"] = "available"
+        book["attachments"] = {}
+    assert sim.tether("job", "resume", "--last", config=str(config)).code == ROLLED_BACK
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_a_late_export_is_not_forgotten_by_a_kill(sim: SimWorld, tmp_path: Path) -> None:
+    config = tmp_path / "tether.conf"
+    config.write_text("[DEFAULT]\nlease_ttl = 0.3\n[cinder]\nrpc_response_timeout = 6\n")
+    before = sim.books()
+    sim.script("cinder.update_attachment", "late", seconds=6)
+    words = ("--fault", "connect-host.act.before=kill", "attach", "vol1", "guest1")
+    assert sim.tether(*words, config=str(config)).code == KILLED
+    assert sim.tether("job", "abort", "--last", config=str(config)).code == DONE
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_a_refused_begin_detaching_rolls_nothing_back(sim: SimWorld) -> None:
+    """The volume is *detaching* by a stranger's hand: the status is not ours to roll back."""
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    sim.script("cinder.begin_detaching", "slow", seconds=1.5)
+
+    stranger = os.fork()  # no thread: a fork beside one may inherit a lock that nobody will open
+    if stranger == 0:
+        while sim.step_of("detach") != "begin-detaching/1":
+            time.sleep(0.02)
+        with Store(sim.directory).change("cinder") as book:
+            book["volumes"][VOL1]["status"] = "detaching"
+        os._exit(0)
+    assert sim.tether("detach", "vol1", "guest1").code == ROLLED_BACK
+    assert os.waitpid(stranger, 0)[1] == 0
+    assert sim.books()["cinder"]["vol1"]["status"] == "detaching"
+
+
+def test_what_a_guest_was_started_with_is_taken_out_of_it_too(sim: SimWorld, tmp_path: Path) -> None:
+    """Started between plug-persistent and plug-live, on the data path without host steps to stop the undo."""
+    config = tmp_path / "tether.conf"
+    config.write_text("[DEFAULT]\ndata_path = network\n")
+    guest = SimGuest(Store(sim.directory))
+    guest.stop(GUEST1)
+    words = ("--fault", "plug-persistent.act.after=kill", "attach", "vol1", "guest1")
+    assert sim.tether(*words, config=str(config)).code == KILLED
+    guest.start(GUEST1)
+    assert sim.tether("job", "abort", "--last", config=str(config)).code == DONE
+    books = sim.books()
+    assert "ua-" + VOL1 not in str(books["guests"])
+    assert books["cinder"]["vol1"]["status"] == "available"
+    assert books["secrets"] == []
+
+
+@pytest.mark.parametrize("data_path", ["host", "network"])
+def test_nothing_is_released_under_a_disk_that_came_back(sim: SimWorld, tmp_path: Path, data_path: str) -> None:
+    """The guest is put back, disk and all, after detach-guest has ended."""
+    config = tmp_path / "tether.conf"
+    config.write_text(f"[DEFAULT]\ndata_path = {data_path}\n")
+    assert sim.tether("attach", "vol1", "guest1", config=str(config)).code == DONE
+    live = sim.directory / "guests" / GUEST1 / "live.xml"
+    with_disk = live.read_text()
+    words = ("--fault", "commit.detach-guest.end.after=kill", "detach", "vol1", "guest1")
+    assert sim.tether(*words, config=str(config)).code == KILLED
+    without_disk = live.read_text()
+    live.write_text(with_disk)
+    before = sim.books()
+    assert sim.tether("job", "resume", "--last", config=str(config)).code == BLOCKED
+    assert [line for line in judge.diff(before, sim.books()) if not line.startswith("/ledger/leases")] == []
+    live.write_text(without_disk)
+    assert sim.tether("job", "resume", "--last", config=str(config)).code == DONE
+    assert sim.books()["cinder"]["vol1"] == {
+        "status": "available",
+        "attach_status": "detached",
+        "attachments": [],
+        "exported": False,
+    }
+
+
+def test_a_rbd_volume_is_decrypted_by_qemu_on_the_host_data_path_too(sim: SimWorld) -> None:
+    store = Store(sim.directory)
+    add_volume(store, name="ceph1", protocol="rbd", encrypted=True, passphrase="open sesame")
+    done = sim.tether("attach", "ceph1", "guest1")
+    assert done.code == DONE, done.err
+    assert "<encryption" in (sim.directory / "guests" / GUEST1 / "live.xml").read_text()
+    assert sim.tether("detach", "ceph1", "guest1").code == DONE
+
+
+def test_a_detach_of_what_cinder_has_dropped_ends(sim: SimWorld) -> None:
+    before = sim.books()
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    with Store(sim.directory).change("cinder") as book:  # cinder reset-state --state available --attach-status detached
+        book["volumes"][VOL1] |= {"status": "available", "attach_status": "detached"}
+        book["attachments"] = {}
+        book["exports"] = {}
+    done = sim.tether("detach", "vol1", "guest1")
+    assert done.code == BLOCKED, done.err
+    assert "iscsiadm" in done.err
+    with Store(sim.directory).change("host") as book:  # what the hint says
+        book["devices"], book["links"] = {}, {}
+    assert sim.tether("job", "resume", "--last").code == DONE
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_a_stranger_who_reserves_after_the_undo_keeps_the_volume(sim: SimWorld) -> None:
+    sim.script("host.connect", "fail")
+    words = ("--fault", "reserve-volume-legacy.undo.before=kill", "attach", "vol1", "guest1", "--dialect", "legacy")
+    assert sim.tether(*words).code == KILLED
+    with Store(sim.directory).change("cinder") as book:
+        assert book["volumes"][VOL1]["status"] == "available"
+        book["volumes"][VOL1]["status"] = "attaching"
+    assert sim.tether("job", "resume", "--last").code == ROLLED_BACK
+    assert sim.books()["cinder"]["vol1"]["status"] == "attaching"
+
+
+def test_the_error_of_a_rolled_back_job_is_why_it_was_rolled_back(sim: SimWorld) -> None:
+    sim.script("guest.plug_live", "fail")
+    sim.script("host.disconnect", "fail", times=-1)
+    done = sim.tether("attach", "vol1", "guest1")
+    assert done.code == BLOCKED
+    assert "host.disconnect" in done.err
+    sim.forgive()
+    resumed = sim.tether("job", "resume", "--last")
+    assert resumed.code == ROLLED_BACK
+    assert "plug_live" in resumed.err
+
+
+def test_what_blocked_a_job_is_not_the_error_of_its_later_end(sim: SimWorld) -> None:
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    sim.script("guest.unplug_live", "ignore")
+    assert sim.tether("detach", "vol1", "guest1").code == BLOCKED
+    sim.script("guest.unplug_live", "refuse")
+    resumed = sim.tether("job", "resume", "--last")
+    assert resumed.code == ROLLED_BACK
+    assert "refused" in resumed.err
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_database_that_does_not_answer_at_the_end_is_no_roll_back(sim: SimWorld, moment: str) -> None:
+    done = sim.tether("--fault", f"commit.job.end.{moment}=uncertain", "attach", "vol1", "guest1")
+    assert done.code == 1, done.err
+    assert "next: once the database answers: tether job resume" in done.err
+    assert sim.tether("job", "resume", "--last").code == DONE
+    assert sim.jobs()[0] == ("attach", "attached")
+
+
+def test_a_second_command_waits_for_a_job_that_was_stored_but_not_begun(sim: SimWorld) -> None:
+    """Its runner lives: it takes the lease a moment later."""
+    books = open_ledger(Settings().but(database=f"sqlite:///{sim.directory / 'tether.sqlite'}"), sim=sim.directory)
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    assert sim.tether("detach", "vol1", "guest1").code == DONE
+    with books as open_books:
+        last = open_books.ledger.last_job()
+        queued = replace(last, id=str(uuid.uuid4()), kind="attach", idempotency_key=None, error=None)
+        queued = replace(queued, state="queued", params=Params())
+        open_books.ledger.add_job(queued)
+        started = time.time()
+        done = sim.tether("attach", "vol1", "guest1")
+        assert time.time() - started >= 4
+        assert done.code == 1, done.err  # it never began: after its time it is interrupted, not waited for any more
+        assert f"tether job resume {queued.id}" in done.err
+        assert sim.tether("job", "resume", queued.id).code == DONE

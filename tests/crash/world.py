@@ -120,7 +120,8 @@ class SimWorld:
         due = [time.time() - 1]
         for path in self.directory.glob("**/*.json"):
             text = json.loads(path.read_text())
-            due += [item["due"] for key in ("late", "pending") for item in _items(text.get(key)) if "due" in item]
+            late = [item for key in ("late", "pending") for item in _items(text.get(key))]
+            due += [item[key] for item in late for key in ("due", "at") if key in item]
         time.sleep(max(0.0, max(due) - time.time()) + 0.01 * (len(due) > 1))
         if len(due) > 1:  # they are carried out when a book is next opened
             self.tether("mapping", "show", "vol1", "guest1")
@@ -129,6 +130,12 @@ class SimWorld:
         """Return kind and state of every job, the newest first."""
         with sqlite3.connect(f"file:{self.directory / 'tether.sqlite'}?mode=ro", uri=True, timeout=10) as connection:
             return connection.execute("SELECT kind, state FROM tether_jobs ORDER BY created_at DESC").fetchall()
+
+    def step_of(self, kind: str) -> str:
+        """Return the step at which the newest job of a kind is; empty if there is none."""
+        with sqlite3.connect(f"file:{self.directory / 'tether.sqlite'}?mode=ro", uri=True, timeout=10) as connection:
+            query = "SELECT step FROM tether_jobs WHERE kind = ? ORDER BY created_at DESC"
+            return str((connection.execute(query, (kind,)).fetchone() or [""])[0])
 
 
 def _items(value: Any) -> list[dict[str, Any]]:

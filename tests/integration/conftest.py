@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.world import sim, template
+from tests.crash.world import DONE, SimWorld, sim, template
 from tests.integration.books import Books, opened
+from tests.integration.commands import run
 
 __all__ = ["sim", "template"]
 
@@ -27,3 +28,11 @@ def books(url: str) -> Iterator[Books]:
     """A database with tether's schema."""
     with opened(url) as found:
         yield found
+
+
+@pytest.fixture
+def attached(sim: SimWorld) -> SimWorld:
+    """A world in which vol1 is attached to guest1."""
+    done = run(sim, "attach", "vol1", "guest1")
+    assert done.code == DONE, done.err
+    return sim

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests import docs
 from tests.tree import ROOT
+from tether.cli.demo import environment
 
 TUTORIAL = ROOT / "docs/tutorial.md"
 
@@ -74,14 +74,13 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     typed = _typed(TUTORIAL)
     assert [code for _command, code in typed if code] == [3, 137, 4]
     words = f"{docs.PROGRAM[0]} {docs.PROGRAM[1]} '{docs.PROGRAM[2]}'"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OS_", "TETHER_"))}
     said = {}
     for command, code in typed:
         line = command.replace("/tmp/world", str(tmp_path / "world")).replace("tether ", f"{words} ", 1)
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=tmp_path,
-            env=environment | {"PYTHONPATH": str(ROOT)},
+            env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,

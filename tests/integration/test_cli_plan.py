@@ -19,8 +19,8 @@ from tether.sim.cinder.transport import SimTransport
 VOL1 = "11111111-1111-4111-8111-111111111111"
 
 
-def _plan(sim: SimWorld, *words: str, code: int = 0, config: str = "") -> dict[str, Any]:
-    done = sim.tether("plan", *words, "-f", "json", config=config)
+def _plan(sim: SimWorld, *words: str, code: int = 0, first: tuple[str, ...] = ()) -> dict[str, Any]:
+    done = sim.tether(*first, "plan", *words, "-f", "json")
     assert done.code == code, done.err
     found: dict[str, Any] = json.loads(done.out)
     return found
@@ -105,6 +105,7 @@ REFUSED = [
     ("vol2", "guest2", ()),
     ("vol1", "guest1", ("--device", "vda")),
     ("vol1", "guest1", ("--bus", "sata")),
+    ("vol1", "guest1", ("--device", "vdb")),
     ("vol1", "guest1", ("--bus", "scsi", "--device", "vdb")),
     ("shared1", "guest1", ("--dialect", "legacy")),
     ("nowhere", "guest1", ()),
@@ -144,7 +145,7 @@ def test_a_volume_that_a_job_holds(sim: SimWorld) -> None:
 def test_on_the_network_path_the_source_is_a_placeholder(sim: SimWorld, tmp_path: Path) -> None:
     config = tmp_path / "tether.conf"
     config.write_text("[DEFAULT]\ndata_path = network\n")
-    plan = _plan(sim, "attach", "vol1", "stopped1", config=str(config))
+    plan = _plan(sim, "attach", "vol1", "stopped1", first=("--config-file", str(config)))
     if plan["data_path"] != "network":
         pytest.fail(f"the world's data path is {plan['data_path']}")
     (element,) = plan["xml"].values()

@@ -42,6 +42,14 @@ def attach(sim: SimWorld, *faults: str) -> Outcome:
     return sim.tether(*(word for fault in faults for word in ("--fault", fault)), "attach", "vol1", "guest1")
 
 
+@pytest.fixture
+def hasty(sim: SimWorld) -> SimWorld:
+    """A world in which an undo is not insisted on for long."""
+    text = sim._config.read_text()
+    sim._config.write_text(text.replace("[DEFAULT]", "[DEFAULT]\nstep_retry_time = 0.3"))
+    return sim
+
+
 # -- an undo that fails --------------------------------------------------------------------------------------
 
 ORDER = ["create-mapping", "reserve-volume", "export-volume", "connect-host", "define-secret", "plug-persistent"]
@@ -73,7 +81,8 @@ def test_an_undo_that_fails_blocks_the_job_and_touches_nothing_before_it(sim: Si
     assert "plug-live.act.before" in resumed.err, "the reason is the first failure, not the undo's"
 
 
-def test_an_undo_that_goes_on_failing_stays_blocked(sim: SimWorld) -> None:
+def test_an_undo_that_goes_on_failing_stays_blocked(hasty: SimWorld) -> None:
+    sim = hasty
     before = sim.books()
     assert attach(sim, "plug-live.act.before=fail", "connect-host.undo.before=fail*9999").code == BLOCKED
     held = sim.books()

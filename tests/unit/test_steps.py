@@ -63,7 +63,8 @@ def a_run(params: Params, settings: Settings | None = None) -> Any:
     place = Place("http://cinder.test", "p", "test:///", "m", "iqn.test", "", "b")
     names = ("volume-id", "vol", "server-id", "guest")
     job = Job("j", "attach", 1, "running", *names, request_id="req-j", params=params, place=place)
-    tools: Any = SimpleNamespace(clock=SystemClock(), settings=settings or Settings())
+    ledger = SimpleNamespace(update_job=lambda _job, **_values: None)
+    tools: Any = SimpleNamespace(clock=SystemClock(), settings=settings or Settings(), ledger=ledger)
     return Run(tools=tools, job=job)
 
 

@@ -20,10 +20,23 @@ from tether.cli.base import Command
 #: What runs a command: this Python, so that the demonstration shows the tether that it is part of.
 PROGRAM = (sys.executable, "-c", "import sys; from tether.cli.main import main; sys.exit(main())")
 KILLED = 137
+SHOW_CURSOR = "\x1b[?25h"
 #: Where the third scene dies: Cinder has exported the volume, and the host does not have it yet.
 KILL_AT = "connect-host.act.before"
 SHOWN = ("-c", "state", "-c", "volume", "-c", "server")
 JOB_COLUMNS = ("kind", "state", "volume", "server", "step")
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Return the environment of the commands: neither this machine's cloud nor its settings.
+
+    Args:
+        directory: where an empty configuration file is made.
+    """
+    settings = directory / "tether.conf"
+    settings.touch()
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
+    return mine | {"PYTHONUNBUFFERED": "1", "TETHER_CONFIG_FILE": str(settings)}
 
 
 @dataclass
@@ -49,12 +62,11 @@ class Stage:
         """Run a command, showing it, its output and its exit code, which should be ``code``."""
         shown = shlex.join(["tether", "--sim", self.directory.name, *words])
         self._print(f"$ {shown}")
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         on_terminal = self.out.isatty()
         done = subprocess.run(
             [*PROGRAM, "--sim", self.directory.name, *words],
             cwd=self.directory.parent,
-            env=environment,
+            env=environment(self.directory.parent),
             check=False,
             text=True,
             # On a terminal the command draws its own progress there.
@@ -64,6 +76,8 @@ class Stage:
         if done.stdout:
             self._print(done.stdout.rstrip("\n"))
         ended = 128 - done.returncode if done.returncode < 0 else done.returncode
+        if ended == KILLED and on_terminal:
+            self._print(SHOW_CURSOR)  # which a live display hides, and ends no line
         self._print(f"[exit {ended}{' (SIGKILL)' if ended == KILLED else ''}]")
         if ended != code:
             self.wrong.append(f"`{shown}` ended with {ended} instead of {code}")

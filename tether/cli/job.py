@@ -154,4 +154,7 @@ class AbortJob(_WorkOnJob):
         return runner.abort
 
     def code_of(self, job: Job) -> int:
+        if job.exit_code == 0:
+            self.app.say(f"tether: job {job.id} had nothing left to do: it ended {job.state}")
+            self.app.say("next: undo it with its opposite")
         return 0 if job.state == "rolled-back" else job.exit_code or 1

@@ -65,7 +65,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A durable request with its flow."""
+    """A durable request with its flow.
+
+    Args:
+        quiet_at: by book, when no call of an earlier run can be carried out any more; seconds since the epoch.
+    """
 
     id: str
     kind: str
@@ -83,6 +87,7 @@ class Job:
     error: Mapping[str, Any] | None = None
     exit_code: int | None = None
     attempts: int = 0
+    quiet_at: Mapping[str, float] = field(default_factory=dict)
     created_at: float = 0.0
     updated_at: float = 0.0
     finished_at: float | None = None
@@ -249,10 +254,13 @@ class Ledger:
         return None if row is None else _job(row)
 
     def update_job(self, job_id: str, **values: Any) -> None:
-        """Change some of a job's columns; ``error`` is a mapping or None. A finished state lets the volume go."""
+        """Change some of a job's columns. A finished state lets the volume go.
+
+        ``error`` and ``quiet_at`` are mappings or None.
+        """
         now = self._clock.time()
-        if "error" in values:
-            values["error"] = None if values["error"] is None else json.dumps(values["error"])
+        for name in {"error", "quiet_at"} & values.keys():
+            values[name] = None if values[name] is None else json.dumps(values[name])
         if "state" in values and values["state"] not in OPEN:
             values |= {"open_volume": None, "finished_at": now}
         with self._database.write() as connection:
@@ -364,10 +372,13 @@ def _address(address: Mapping[str, str]) -> str:
 
 
 def _job(row: Mapping[Any, Any]) -> Job:
-    values = {name: row[name] for name in Job.__slots__ if name not in {"params", "place", "error"}}
-    error = json.loads(row["error"]) if row["error"] else None
+    values = {name: row[name] for name in Job.__slots__ if name not in {"params", "place", "error", "quiet_at"}}
     return Job(
-        **values, params=Params(**json.loads(row["params"])), place=Place(**json.loads(row["place"])), error=error
+        **values,
+        params=Params(**json.loads(row["params"])),
+        place=Place(**json.loads(row["place"])),
+        error=json.loads(row["error"]) if row["error"] else None,
+        quiet_at=json.loads(row["quiet_at"]) if row["quiet_at"] else {},
     )
 
 

@@ -34,6 +34,7 @@ jobs = Table(
     Column("error", Text),
     Column("exit_code", Integer),
     Column("attempts", Integer, nullable=False),
+    Column("quiet_at", Text),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Column("finished_at", Float),

@@ -16,6 +16,7 @@ from taskflow import engines, states
 from taskflow.persistence import models
 from taskflow.types.failure import Failure
 
+from tether import faults
 from tether.errors import (
     Blocked,
     ConflictError,
@@ -24,6 +25,7 @@ from tether.errors import (
     Interrupted,
     LostLease,
     OperatorNeeded,
+    TetherError,
     UncertainError,
     UsageError,
 )
@@ -37,6 +39,8 @@ from tether.tasks.run import Run, Toolbox, describe
 LOG = logging.getLogger(__name__)
 
 DONE = {"attach": "attached", "detach": "detached"}
+#: Seconds within which the runner that made a job has begun it; a job that is queued for longer has lost its runner.
+QUEUED_TIME = 10.0
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
 
@@ -96,7 +100,9 @@ class Runner:
         )
 
     def is_live(self, job: Job) -> bool:
-        """Return True while a runner works on the job."""
+        """Return True while a runner works on the job, or is just about to."""
+        if job.state == "queued":
+            return self.tools.clock.time() < job.created_at + QUEUED_TIME or self.tools.leases.is_live(job.lease)
         return job.state == "running" and self.tools.leases.is_live(job.lease)
 
     def run(self, job: Job) -> Job:
@@ -130,8 +136,7 @@ class Runner:
                 f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="undo it with its opposite"
             )
         self._same_place(job)
-        self._may_turn_back(job)
-        return self._run(job, self._turn_back)
+        return self._run(job, self._turn_back, backward=True)
 
     def wait_for(self, job: Job, *, seconds: float | None = None) -> Job:
         """Wait until the job ends, or until nobody works on it any more, or for ``seconds``."""
@@ -163,30 +168,57 @@ class Runner:
                     hint="run this on the job's host, with the job's cloud and libvirt connection",
                 )
 
-    def _run(self, job: Job, prepare: Callable[[Run, JobBackend], None]) -> Job:
+    def _run(self, job: Job, prepare: Callable[[Run, JobBackend], None], *, backward: bool = False) -> Job:
         leases = Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
         before = leases.get(job.lease)
         lease = leases.take(job.lease, job=job.id)
-        job = self.tools.ledger.job(job.id)
-        if not job.open:  # it ended between our reading and our taking it
+        run = None
+        try:
+            job = self.tools.ledger.job(job.id)
+            if backward and job.open:
+                self._may_turn_back(job)  # only now does nobody move it any further
+            if job.open:
+                run = self._begin(job, leases, before)
+                with self._heartbeat(run, leases, lease):
+                    self._carry_out(run, lease, prepare)
+            if run is None or not run.lost:
+                leases.release(lease)
+            return self.tools.ledger.job(job.id)
+        except ConflictError:
             leases.release(lease)
-            return job
+            raise
+        except LostLease as lost:
+            raise HeldError(lost.message, resource=f"job {job.id}", hint=f"see: tether job show {job.id}") from lost
+        except UncertainError as error:
+            # The steps' own errors end inside the engine: this is the database, at a write of the runner itself.
+            raise TetherError(
+                f"job {job.id} is left as it is: {error.message}",
+                resource=f"job {job.id}",
+                hint=f"once the database answers: tether job resume {job.id}",
+            ) from error
+        finally:
+            self.current = None
+
+    def _begin(self, job: Job, leases: Leases, before: Lease | None) -> Run:
+        """Note that the job runs again; what blocked it last time is no longer its error."""
         ended = job.updated_at if before is None else min(before.expires_at, self.tools.clock.time())
-        run = Run(tools=replace(self.tools, leases=leases), job=job, ended_at=ended)
-        self.tools.ledger.update_job(job.id, state="running", attempts=job.attempts + 1)
+        error = (job.error or {}).get("reason") if job.state == "blocked" else job.error
+        self.tools.ledger.update_job(job.id, state="running", attempts=job.attempts + 1, error=error, exit_code=None)
+        run = Run(tools=replace(self.tools, leases=leases), job=self.tools.ledger.job(job.id), ended_at=ended)
+        # A blocked job stopped by itself: only an answer that never came can still be carried out.
+        run.orderly = job.state == "blocked" and (job.error or {}).get("code") != UncertainError.code
         self.current = run
-        with self._heartbeat(run, leases, lease):
-            self._carry_out(run, lease, prepare)
-        self.current = None
-        if not run.lost:
-            leases.release(lease)
-        return self.tools.ledger.job(job.id)
+        return run
 
     def _carry_out(self, run: Run, lease: Lease, prepare: Callable[[Run, JobBackend], None]) -> None:
         job = run.job
         backend = self.logbook.backend(job.id, lease)
         try:
-            run.in_flight = self._cut_off(job)
+            atoms = [atom for detail in self.logbook.flows(job.id) for atom in detail]
+            run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
+            run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
+            if not run.orderly:
+                run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
             prepare(run, backend)
             reverted = False
             for part in parts(job.kind, job.version):
@@ -223,7 +255,9 @@ class Runner:
             error = self.tools.ledger.job(run.job.id).error
             error = error and error.get("reason", error)
             state, code = "rolled-back", HeldError.exit_code if error and error["code"] == HeldError.code else 3
+        faults.point("commit.job.end.before")
         self.tools.ledger.update_job(run.job.id, state=state, exit_code=code, step="", error=error)
+        faults.point("commit.job.end.after")
 
     def _run_part(self, run: Run, part: Part, backend: JobBackend) -> bool:
         """Run one flow of the job; return True if it is, or was, rolled back."""
@@ -251,9 +285,6 @@ class Runner:
         """Wait for siblings that are still in flight: the lease may not be given up before."""
         run.stop()
         futures.wait(run.futures)
-
-    def _cut_off(self, job: Job) -> frozenset[str]:
-        return frozenset(atom.name for detail in self.logbook.flows(job.id) for atom in detail if atom.state in CUT_OFF)
 
     def _may_turn_back(self, job: Job) -> None:
         for part in parts(job.kind, job.version):

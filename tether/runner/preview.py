@@ -88,7 +88,8 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
 
     Raises:
         NotFound: no such volume, server or mapping.
-        ConflictError: it is attached in another way.
+        ConflictError: it is attached in another way, or another volume holds the device name.
+        UsageError: the device name is none of its bus.
         FinalError: the dialect cannot attach this volume.
         HeldError: another job has the volume.
     """
@@ -102,7 +103,7 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
         if mapping is not None:
             compare(mapping, volume, server, request)
             return _nothing(kind, volume, server, detach_params(mapping, volume), "is attached already")
-        return _attach(tools, volume, server, attach_params(tools, volume, request))
+        return _attach(tools, volume, server, attach_params(tools, volume, server, request))
     if mapping is None:
         last = already_detached(tools, volume, server)
         return _nothing(kind, volume, server, last.params, "is detached already")

@@ -83,16 +83,16 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
             return Accepted(_same(earlier, kind, request), new=False)
     volume = runner.tools.cinder.find_volume(request.volume)
     server = runner.tools.guest.find_server(request.server)
-    mapping = ledger.mapping(volume.id, server.uuid)
     running = ledger.open_job(volume.id)
+    # After the job: one that has just ended has its mapping by now.
+    mapping = ledger.mapping(volume.id, server.uuid)
     if running is not None:
         return _join(runner, running, volume, server, Asked(kind, request, job_id))
     if kind == "attach":
         if mapping is not None:
             compare(mapping, volume, server, request)
             return Accepted(ledger.job(mapping.job_id), new=False)
-        params = attach_params(runner.tools, volume, request)
-        _check_device(ledger.list_mappings(server_id=server.uuid), params, server)
+        params = attach_params(runner.tools, volume, server, request)
     else:
         if mapping is None:
             return Accepted(already_detached(runner.tools, volume, server), new=False)
@@ -120,11 +120,12 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         return _join(runner, holder, volume, server, Asked(kind, request, job_id))
 
 
-def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
+def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Request) -> Params:
     """Return the case of an attach.
 
     Raises:
         FinalError: the dialect cannot attach this volume.
+        UsageError, ConflictError: the words and the ledger show that the device name cannot be had.
     """
     settings, cloud = tools.settings, tools.cinder.identity()
     dialect = request.dialect if request.dialect != "auto" else settings.dialect
@@ -147,7 +148,7 @@ def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
             volume.name,
         )
     marked = settings.owner_mark == "on" or (settings.owner_mark == "auto" and cloud.service_token)
-    return Params(
+    params = Params(
         device=request.device.removeprefix("/dev/"),
         bus=request.bus or settings.disk_bus,
         mode=request.mode,
@@ -157,6 +158,8 @@ def attach_params(tools: Toolbox, volume: Volume, request: Request) -> Params:
         multiattach=volume.multiattach,
         owner_mark=marked and dialect == "attachments",
     )
+    _check_device(tools.ledger.list_mappings(server_id=server.uuid), params, server)
+    return params
 
 
 def detach_params(mapping: MappingRow, volume: Volume) -> Params:
@@ -225,7 +228,7 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
         mapping = runner.tools.ledger.mapping_of_job(running.id)
         if mapping is not None:
             compare(mapping, volume, server, request)
-    live = runner.is_live(running) or running.state == "queued"
+    live = runner.is_live(running)
     if same and live and request.join:
         return Accepted(running, new=False)
     if live and request.join:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ from tether.sealed import Sealed
 from tether.sim.domains import Domain, live_of, locked, running_late, text, uuids_of
 from tether.sim.script import Scripted, take
 from tether.sim.store import Store, write_whole
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -232,6 +235,7 @@ class SimGuest:
     ) -> T:
         """Carry a call out as the script says."""
         scripted = take(self._store, f"guest.{verb}")
+        LOG.info("guest.%s: %s", verb, scripted.action if scripted else "as asked")
         if scripted is None:
             return act()
         action = scripted.action

@@ -19,6 +19,7 @@ a real host would have.
 from __future__ import annotations
 
 import hashlib
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from tether.errors import FinalError, NotFound, UncertainError
 from tether.sealed import Sealed
 from tether.sim import script
 from tether.sim.store import Store
+
+LOG = logging.getLogger(__name__)
 
 BOOK = "host"
 GIB = 1024**3
@@ -182,6 +185,7 @@ class SimHost:
         """
         scripted = script.take(self._store, call)
         action = scripted.action if scripted else ""
+        LOG.info("%s volume %s: %s", call, volume_id, action or "as asked")
         if scripted and action == "slow":
             self._clock.wait(scripted.seconds)
         if action == "fail":

@@ -56,6 +56,7 @@ def undefine_secrets(run: Run) -> None:
     """Undefine the volume's secrets and prove it, unless another mapping of this host uses them."""
     if is_shared(run):
         return
+    run.refuse_while_held()
     for kind in SECRET_KINDS:
         use = SecretUse(kind, run.job.volume_id)
         if run.tools.guest.has_secret(use):
@@ -92,11 +93,13 @@ class Plug(Step):
         self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
     ) -> DiskSpec:
         """Return the disk."""
-        by_network = self.job.params.data_path == "network"
+        connection = self.run.connection(attachment_id, connector)
+        # Also on the host data path: rbd has no device here, so QEMU does the decryption.
+        by_network = reaches_by_network(connection, self.job.params.data_path)
         encryption = self.tools.cinder.show_encryption(volume.id) if self.job.params.encrypted and by_network else None
         return spec_for(
             volume,
-            self.run.connection(attachment_id, connector),
+            connection,
             slot=slot,
             device=None if device == NO_DEVICE else device,
             mode=self.job.params.mode,
@@ -157,25 +160,25 @@ class Plug(Step):
             )
         return disk
 
-    def unplug(self) -> None:
-        """Take this job's disk and mark out of the definition, and prove it."""
+    def unplug(self, scope: Scope) -> None:
+        """Take this job's disk and mark out of a definition, and prove it."""
         with self.run.server_lease():
             server = self.run.see_server()
-            definition = server.definition(self.scope)
+            definition = server.definition(scope)
             if definition is None or definition.marks.get(self.job.volume_id) != self.job.id:
                 return
             if definition.disk(self.job.volume_id) is not None:
-                answer = self.tools.guest.unplug(server.uuid, self.scope, alias_of(self.job.volume_id))
+                answer = self.tools.guest.unplug(server.uuid, scope, alias_of(self.job.volume_id))
                 if answer is not Unplugged.REMOVED:
                     raise OperatorNeeded(
                         f"server {server.name} does not let volume {self.job.volume_name} go ({answer})",
                         resource=f"server {server.uuid}",
                         hint=_help_guest(server) + f", then: tether job resume {self.job.id}",
                     )
-            self.tools.guest.unmark(server.uuid, self.scope, self.job.volume_id)
-            after = self.run.see_server().definition(self.scope)
+            self.tools.guest.unmark(server.uuid, scope, self.job.volume_id)
+            after = self.run.see_server().definition(scope)
             if after is not None and after.disk(self.job.volume_id) is not None:
-                raise UncertainError(f"volume {self.job.volume_name} is still in the {self.scope} definition")
+                raise UncertainError(f"volume {self.job.volume_name} is still in the {scope} definition")
 
 
 def _help_guest(server: Server) -> str:
@@ -188,7 +191,8 @@ class PlugPersistent(Plug):
     """Put the disk into the persistent definition.
 
     Effect: tether's mark, then ``<disk>`` (attachDeviceFlags CONFIG). Key: alias, serial, source, target and mark.
-    Compensation: unplug by alias, take the mark out, read the XML again.
+    Compensation: unplug by alias, take the mark out, read the XML again; also from a guest that was started from
+    this definition meanwhile.
     Uncertain: timeout, connection lost: repeat; each try reads the XML first.
     Crash windows: before the mark; between mark and disk; after the disk.
     """
@@ -208,7 +212,9 @@ class PlugPersistent(Plug):
         return {"target": slot.target}
 
     def undo(self) -> None:
-        self.unplug()
+        # A guest that was started meanwhile has the disk live, although plug-live never ran.
+        self.unplug(Scope.LIVE)
+        self.unplug(Scope.PERSISTENT)
 
 
 class PlugLive(Plug):
@@ -241,8 +247,20 @@ class PlugLive(Plug):
         self.run.pivoted = True
         return {"target": slot.target}
 
+    def look(
+        self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
+    ) -> dict[str, str] | None:
+        server = self.run.see_server()
+        if (
+            server.live is None
+            or self.own_disk(server, self.spec(volume, attachment_id, connector, slot, device)) is None
+        ):
+            return None
+        self.run.pivoted = True  # the guest may be using it since before the interruption
+        return {"target": slot.target}
+
     def undo(self) -> None:
-        self.unplug()
+        self.unplug(Scope.LIVE)
 
 
 @dataclass(frozen=True)
@@ -266,7 +284,13 @@ class CheckDetachable(Step):
     gives = "elements"
 
     def act(self) -> Elements:
-        row = self.run.mapping()
+        row = self.tools.ledger.mapping(self.job.volume_id, self.job.server_id)
+        if row is None:
+            raise FinalError(
+                f"volume {self.job.volume_name} is no longer attached to server {self.job.server_name}",
+                resource=f"volume {self.job.volume_id}",
+                hint="another job has detached it: tether job list",
+            )
         server = self.run.see_server()
         check_server(server)
         held = [name for name, disks in server.memory_snapshots.items() if row.target in disks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.disk import reaches_by_network
 from tether.adapters.host.model import Device
-from tether.errors import ConflictError, FinalError, OperatorNeeded, UncertainError
+from tether.errors import ConflictError, FinalError, NotFound, OperatorNeeded, TetherError, UncertainError
 from tether.persistence.ledger import ConnectionRow
 from tether.tasks.run import Run
 from tether.tasks.step import Step
@@ -35,16 +35,14 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
     """
     if is_shared(run):
         return
-    server = run.see_server()
-    for definition in (server.live, server.persistent):
-        if definition is not None and definition.disk(run.job.volume_id) is not None:
-            raise OperatorNeeded(
-                f"server {server.name} still has volume {run.job.volume_name}: its connection stays",
-                resource=f"server {server.uuid}",
-                hint="see: virsh domblklist " + server.name,
-            )
-    connection = run.connection(attachment_id, connector)
+    run.refuse_while_held()
+    try:
+        connection = run.connection(attachment_id, connector)
+    except (NotFound, FinalError) as error:
+        _disconnect_blind(run, error)
+        return
     if not reaches_by_network(connection, run.job.params.data_path):
+        _refuse_anothers(run)
         run.tools.host.disconnect(run.job.volume_id, connection)
         left = run.tools.host.residue(run.job.volume_id, connection)
         if left:
@@ -53,6 +51,42 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
                 resource=f"volume {run.job.volume_id}",
                 hint="see what holds it: lsblk, iscsiadm -m session, multipath -ll",
             )
+    run.tools.ledger.delete_connection(run.machine.machine_id, run.job.volume_id)
+
+
+def _refuse_anothers(run: Run) -> None:
+    """Raise OperatorNeeded if the device behind our link is another volume's in the device ledger."""
+    device = run.tools.host.find(run.job.volume_id)
+    if device is None:
+        return
+    for row in run.tools.ledger.list_connections(run.machine.machine_id):
+        same = row.path == device.path or (row.identity and row.identity == device.identity)
+        if same and row.volume_id != run.job.volume_id:
+            raise OperatorNeeded(
+                f"{device.path}, which volume {run.job.volume_name} was connected as, is volume {row.volume_id}'s:"
+                " it is not disconnected",
+                resource=f"volume {run.job.volume_id}",
+                hint="two volumes with one device: check the backend's exports and the host's paths (lsblk,"
+                f" multipath -ll), then: tether job resume {run.job.id}",
+            )
+
+
+def _disconnect_blind(run: Run, error: TetherError) -> None:
+    """Forget the device if it has gone, where Cinder no longer says how the volume is connected.
+
+    Raises:
+        OperatorNeeded: the device is there, and cannot be logged out from without the connection info.
+    """
+    run.see_volume()
+    device = run.tools.host.find(run.job.volume_id)
+    if device is not None:
+        raise OperatorNeeded(
+            f"volume {run.job.volume_name} is connected as {device.path}, and Cinder no longer says how:"
+            f" {error.message}",
+            resource=f"volume {run.job.volume_id}",
+            hint=f"log out of its target by hand (iscsiadm -m session -P 3), remove {device.link}, then: tether job"
+            f" resume {run.job.id}",
+        ) from error
     run.tools.ledger.delete_connection(run.machine.machine_id, run.job.volume_id)
 
 
@@ -181,6 +215,7 @@ def close_encryption(run: Run) -> None:
     """Close dm-crypt and prove it, unless another mapping of this host uses it."""
     if is_shared(run):
         return
+    run.refuse_while_held()
     run.tools.host.close_encryption(run.job.volume_id)
     if run.tools.host.encryption_open(run.job.volume_id):
         raise UncertainError(f"the dm-crypt mapping of volume {run.job.volume_name} is still open")

@@ -21,6 +21,15 @@ def own_row(run: Run, owner: str) -> Attachment | None:
     return next((row for row in rows if row.owner == owner), None)
 
 
+def unknown_owner(run: Run) -> OperatorNeeded:
+    """Return the error for a volume that is *attaching*, by this job or by a stranger."""
+    return OperatorNeeded(
+        f"volume {run.job.volume_name} is attaching, but whether by this job cannot be known",
+        resource=f"volume {run.job.volume_id}",
+        hint=f"if nobody else attaches it: cinder reset-state --state available; then: tether job resume {run.job.id}",
+    )
+
+
 class LegacyReserve(Step):
     """Reserve the volume; it becomes *attaching*, with no row and no owner.
 
@@ -43,11 +52,11 @@ class LegacyReserve(Step):
 
     def undo(self, result: str | None) -> None:
         if result is None:
-            if not self.run.is_quiet(self.book):
+            if self.in_doubt:
                 self._refuse_attaching()
             return
         # os-terminate_connection has unreserved already; by now the status may be a stranger's.
-        if self.run.terminated or self._status() != "attaching":
+        if LegacyExport.code in self.run.undone or self._status() != "attaching":
             return
         self.tools.cinder.unreserve(self.job.volume_id)
         if self._status() == "attaching":
@@ -58,12 +67,7 @@ class LegacyReserve(Step):
 
     def _refuse_attaching(self) -> None:
         if self._status() == "attaching":
-            raise OperatorNeeded(
-                f"volume {self.job.volume_name} is attaching, but whether by this job cannot be known",
-                resource=f"volume {self.job.volume_id}",
-                hint="if nobody else attaches it: cinder reset-state --state available; then: tether job resume"
-                f" {self.job.id}",
-            )
+            raise unknown_owner(self.run)
 
 
 class LegacyExport(Step):
@@ -87,12 +91,19 @@ class LegacyExport(Step):
         return Export.of(connection)
 
     def undo(self, connector: dict[str, object]) -> None:
+        if self.code in self.run.undoing:
+            # Cut off inside this undo: if it had terminated, the volume was free, and may be a stranger's by now.
+            status = self.tools.cinder.show_volume(self.job.volume_id).status
+            if status == "attaching" and own_row(self.run, self.job.owner) is None:
+                raise unknown_owner(self.run)
+            self.run.undoing.discard(self.code)
         release(self.run, connector)
-        self.run.terminated = True
+        self.run.undone.add(self.code)
 
 
 def release(run: Run, connector: dict[str, object]) -> None:
     """Close the export and drop our row, if there is one: os-terminate_connection, then os-detach."""
+    run.refuse_while_held()
     owner = run.tools.ledger.mapping(run.job.volume_id, run.job.server_id)
     row = own_row(run, owner.owner_mark or run.job.owner) if owner else None
     run.tools.cinder.terminate_connection(run.job.volume_id, connector)
@@ -176,6 +187,8 @@ class LegacyRelease(Step):
     forward_only = True
 
     def act(self) -> None:
+        if own_row(self.run, self.run.mapping().owner_mark) is None:
+            return  # os-detach comes last: terminating once more would unreserve whoever has the volume now
         release(self.run, dict(self.tools.host.connector()))
         status = self.tools.cinder.show_volume(self.job.volume_id).status
         if status == "detaching":

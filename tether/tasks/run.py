@@ -19,7 +19,7 @@ from tether.persistence.ledger import Job, Ledger, MappingRow
 from tether.settings import Settings
 
 
-def describe(step: str, error: BaseException | None) -> dict[str, str]:
+def describe(step: str, error: BaseException | None) -> dict[str, Any]:
     """Return an error as the job's row keeps it."""
     if isinstance(error, TetherError):
         return {
@@ -54,6 +54,9 @@ class Run:
     Args:
         job: the job as it was when the run began.
         in_flight: names of the steps whose effect or undo may have been cut off in an earlier run.
+        undone: names of the steps that are undone, in this run or an earlier one.
+        undoing: names of the steps inside whose undo an earlier run was cut off.
+        orderly: the earlier run stopped by itself, with every answer known.
         ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
     """
 
@@ -65,11 +68,16 @@ class Run:
     stopping: bool = False
     lost: bool = False
     pivoted: bool = False
-    terminated: bool = False
+    undone: set[str] = field(default_factory=set)
+    undoing: set[str] = field(default_factory=set)
+    orderly: bool = False
     futures: list[Future[Any]] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
     _quiet_at: dict[str, float] = field(default_factory=dict)
     _connection: Connection | None = None
+
+    def __post_init__(self) -> None:
+        self._quiet_at |= self.job.quiet_at
 
     # -- asking it to end ------------------------------------------------------------------------------------
 
@@ -113,7 +121,11 @@ class Run:
         self._note(book, self.ended_at)
 
     def _note(self, book: str, since: float) -> None:
-        self._quiet_at[book] = max(self._quiet_at.get(book, 0.0), since + self._settle(book))
+        until = since + self._settle(book)
+        if until > self._quiet_at.get(book, 0.0):
+            self._quiet_at[book] = until
+            # A repeat may succeed and this process be killed after it: the first call is still on the wire then.
+            self.tools.ledger.update_job(self.job.id, quiet_at=dict(self._quiet_at))
 
     def _settle(self, book: str) -> float:
         settings = self.tools.settings
@@ -166,6 +178,25 @@ class Run:
                 resource=f"server {self.job.server_id}",
                 hint="see: virsh list --all, here and on the other hosts",
             ) from error
+
+    def refuse_while_held(self) -> None:
+        """Refuse to go on while the server has the disk, in either definition.
+
+        A guest may have been started, or put back by a snapshot, between two steps: what it reaches the volume by
+        is never taken away from under it (CVE-2023-2088 is what happens otherwise).
+
+        Raises:
+            OperatorNeeded: the server has it.
+        """
+        server = self.see_server()
+        for definition in (server.live, server.persistent):
+            if definition is not None and definition.disk(self.job.volume_id) is not None:
+                raise OperatorNeeded(
+                    f"server {server.name} still has volume {self.job.volume_name}: its connection stays",
+                    resource=f"server {server.uuid}",
+                    hint=f"see: virsh domblklist {server.name}; detach the disk there, then: tether job resume"
+                    f" {self.job.id}",
+                )
 
     def mapping(self) -> MappingRow:
         """Return the mapping that this job is about.

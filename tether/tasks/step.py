@@ -58,6 +58,8 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         self.run = run
         self.tools = run.tools
         self.job = run.job
+        #: True if ``act`` may have had its effect although no result says so.
+        self.in_doubt = False
         acts, undoes = list(_inputs(type(self), "act")), list(_inputs(type(self), "undo"))
         super().__init__(
             name=self.code,
@@ -89,15 +91,16 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     def execute(self, **raw: Any) -> Any:
         """Run the step forward. TaskFlow runs it again if an earlier run was cut off inside it."""
         self.run.check()
-        if self.run.cancelled and not self.forward_only and not self.run.pivoted:
-            raise FinalError("cancelled", hint="nothing is left; run the command again when you want it")
         inputs = _decode(type(self), "act", raw)
         if self.code in self.run.in_flight and self.book:
+            self.in_doubt = True
             self.run.cut_off(self.book)
-            found = None if self.repeatable else self.look(**inputs)
+            found = self.look(**inputs)
             if found is not None:
                 LOG.info("%s: found done", self.label)
                 return self._encode(found)
+        if self.run.cancelled and not self.forward_only and not self.run.pivoted:
+            raise FinalError("cancelled", hint="nothing is left; run the command again when you want it")
         return self._encode(self._act(inputs))
 
     def _act(self, inputs: dict[str, Any]) -> Any:
@@ -117,6 +120,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
             return attempt()
         except UncertainError as error:
             LOG.warning("%s: uncertain: %s", self.label, error)
+            self.in_doubt = True
             self.run.uncertain(self.book)
             return self._settle(inputs, error)
 
@@ -130,6 +134,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
             except on as error:
                 LOG.warning("%s: %s", self.label, error)
                 if isinstance(error, UncertainError):
+                    self.in_doubt = True
                     self.run.uncertain(self.book)
                 if isinstance(error, AttachmentLost) or self.tools.clock.time() >= deadline:
                     raise
@@ -149,6 +154,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     def revert(self, result: Any, flow_failures: Any, **raw: Any) -> None:
         """Undo the step: until it is proven, or the time for retries is over."""
         if self.book and self.code in self.run.in_flight:
+            self.in_doubt = True
             self.run.cut_off(self.book)
         inputs = _decode(type(self), "undo", raw)
         if "result" in _inputs(type(self), "undo", own=True):

@@ -102,7 +102,7 @@ class ReserveVolume(Step):
                 delete_until_gone(self.run, row.id)
         elif result is not None:
             delete_until_gone(self.run, result)
-        elif not self.run.is_quiet(self.book):
+        elif self.in_doubt:
             self._refuse_strangers()
 
     def _refuse_strangers(self) -> None:
@@ -157,11 +157,14 @@ class ExportVolume(Step):
         except NotFound:
             self.run.see_volume()
             return
+        self.run.refuse_while_held()
         if row.status == "reserved":
             try:
                 self.tools.cinder.update_attachment(attachment_id, connector)
             except FinalError:
                 pass  # an answer all the same: the manager is through with it
+        # An update that was repeated may still be carried out: an export made after the deletion stays for good.
+        self.run.wait_quiet(self.book)
         delete_until_gone(self.run, attachment_id)
 
 
@@ -229,13 +232,15 @@ class ReleaseAttachment(Step):
     forward_only = True
 
     def act(self) -> None:
+        self.run.refuse_while_held()
         delete_until_gone(self.run, self.run.mapping().attachment_id)
 
 
 class BeginDetaching(Step):
     """Tell Cinder that a detach begins; a plain volume becomes *detaching*.
 
-    Effect: os-begin_detaching; not for multiattach, where the volume has other users.
+    Effect: os-begin_detaching; not for multiattach, where the volume has other users, nor for a volume that was
+    reset to *available* in Cinder.
     Key: none in Cinder: the status has no owner.
     Compensation: os-roll_detaching; in the legacy dialect only if our own answer is recorded, since nothing
     else shows that the status is ours.
@@ -248,8 +253,8 @@ class BeginDetaching(Step):
     book = "cinder"
 
     def act(self) -> str:
-        if self.job.params.multiattach:
-            return "not-needed"
+        if self.job.params.multiattach or self._status() == "available":
+            return "not-needed"  # other users, or reset in Cinder: then there is no status to protect
         self.tools.cinder.begin_detaching(self.job.volume_id)
         return "recorded"
 
@@ -259,7 +264,8 @@ class BeginDetaching(Step):
         return "seen" if self._status() == "detaching" else None
 
     def undo(self, result: str | None) -> None:
-        if self.job.params.multiattach or self._status() != "detaching":
+        ours = result in {"recorded", "seen"} or self.in_doubt
+        if not ours or self._status() != "detaching":
             return
         if self.job.params.dialect == "legacy" and result != "recorded":
             raise OperatorNeeded(

@@ -112,12 +112,12 @@ class Libvirtd:
         thread.join(self._timeout)
         seconds = time.monotonic() - started
         if results:
-            log.debug("libvirt.%s %s %.3f s ok", verb, resource, seconds)
+            log.info("libvirt.%s %s %.3f s ok", verb, resource, seconds)
             return results[0]
         if errors:
-            log.debug("libvirt.%s %s %.3f s %s", verb, resource, seconds, errors[0].code)
+            log.info("libvirt.%s %s %.3f s %s", verb, resource, seconds, errors[0].code)
             raise errors[0]
-        log.debug("libvirt.%s %s %.3f s no answer", verb, resource, seconds)
+        log.info("libvirt.%s %s %.3f s no answer", verb, resource, seconds)
         raise UncertainError(
             f"libvirt did not answer {verb} within {self._timeout:g} s",
             resource=resource,

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("error", sa.Text),
         sa.Column("exit_code", sa.Integer),
         sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("quiet_at", sa.Text),
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("updated_at", sa.Float, nullable=False),
         sa.Column("finished_at", sa.Float),

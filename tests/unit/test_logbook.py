@@ -1,0 +1,160 @@
+"""The backend that TaskFlow writes to, seen from TaskFlow's side."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from taskflow import exceptions, states
+from taskflow.persistence import models
+
+from tether import faults
+from tether.clock import SystemClock
+from tether.errors import FinalError
+from tether.persistence.database import Database
+from tether.persistence.leases import Leases, Owner
+from tether.persistence.logbook import JobConnection, Logbook
+from tether.persistence.migrations import upgrade
+
+JOB = "j"
+
+
+@pytest.fixture
+def logbook(tmp_path: Path) -> Iterator[Logbook]:
+    database = Database(f"sqlite:///{tmp_path / 'tether.sqlite'}")
+    upgrade(database)
+    yield Logbook(database, SystemClock(), Leases(database, SystemClock(), 30.0, Owner.current()))
+    database.close()
+
+
+@pytest.fixture
+def connection(logbook: Logbook) -> JobConnection:
+    return logbook.backend(JOB, logbook.leases.take(f"job:{JOB}")).get_connection()
+
+
+def a_flow(*steps: str) -> models.FlowDetail:
+    flow = models.FlowDetail("attach", str(uuid.uuid4()))
+    for step in steps:
+        flow.add(models.TaskDetail(step, str(uuid.uuid4())))
+    return flow
+
+
+def stored(logbook: Logbook) -> dict[str, str]:
+    flow = logbook.flow(JOB, "attach")
+    return {} if flow is None else {atom.name: atom.state for atom in flow}
+
+
+@pytest.fixture
+def flow(connection: JobConnection) -> models.FlowDetail:
+    flow = a_flow("a/1", "b/1")
+    connection.update_flow_details(flow)
+    return flow
+
+
+def put(connection: JobConnection, flow: models.FlowDetail, step: str, state: str) -> None:
+    atom = next(atom for atom in flow if atom.name == step)
+    atom.state = state
+    connection.update_atom_details(atom)
+
+
+def test_what_is_no_intent_waits_for_the_next_barrier(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail
+) -> None:
+    put(connection, flow, "a/1", states.PENDING)
+    assert logbook.flow(JOB, "attach") is None
+    put(connection, flow, "a/1", states.RUNNING)
+    assert stored(logbook) == {"a/1": states.RUNNING}
+    put(connection, flow, "a/1", states.SUCCESS)
+    assert stored(logbook) == {"a/1": states.RUNNING}
+    put(connection, flow, "b/1", states.REVERTING)
+    assert stored(logbook) == {"a/1": states.SUCCESS, "b/1": states.REVERTING}
+
+
+@pytest.mark.parametrize("state", [states.SUCCESS, states.REVERTED, states.FAILURE, states.SUSPENDED])
+def test_the_end_of_a_flow_is_a_barrier(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail, state: str
+) -> None:
+    put(connection, flow, "a/1", states.SUCCESS)
+    flow.state = state
+    connection.update_flow_details(flow)
+    found = logbook.flow(JOB, "attach")
+    assert found is not None
+    assert found.state == state
+    assert stored(logbook) == {"a/1": states.SUCCESS}
+
+
+def test_a_flow_under_way_is_no_barrier(logbook: Logbook, connection: JobConnection, flow: models.FlowDetail) -> None:
+    flow.state = states.RUNNING
+    connection.update_flow_details(flow)
+    assert logbook.flow(JOB, "attach") is None
+
+
+def test_every_barrier_has_its_fault_points(
+    connection: JobConnection, flow: models.FlowDetail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[str] = []
+    monkeypatch.setattr(faults, "point", passed.append)
+    put(connection, flow, "a/1", states.RUNNING)
+    put(connection, flow, "b/1", states.REVERTING)
+    flow.state = states.REVERTED
+    connection.update_flow_details(flow)
+    assert passed == [
+        f"commit.{what}.{moment}" for what in ("a.act", "b.undo", "attach.end") for moment in ("before", "after")
+    ]
+
+
+def test_what_a_barrier_did_not_write_is_written_by_the_next(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail
+) -> None:
+    faults.arm("commit.a.act.before=fail")
+    try:
+        with pytest.raises(FinalError):
+            put(connection, flow, "a/1", states.RUNNING)
+    finally:
+        faults.disarm()
+    assert logbook.flow(JOB, "attach") is None
+    put(connection, flow, "b/1", states.RUNNING)
+    assert stored(logbook) == {"a/1": states.RUNNING, "b/1": states.RUNNING}
+
+
+def test_a_flow_that_is_turned_back_is_stored_whole_in_one_transaction(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail
+) -> None:
+    for atom in flow:
+        atom.state, atom.intention = states.REVERTING, states.REVERT
+    connection.turn_back(flow)
+    assert stored(logbook) == {"a/1": states.REVERTING, "b/1": states.REVERTING}
+    found = logbook.flow(JOB, "attach")
+    assert found is not None
+    assert {atom.intention for atom in found} == {states.REVERT}
+
+
+def test_meta_is_kept(logbook: Logbook, connection: JobConnection, flow: models.FlowDetail) -> None:
+    flow.meta = {"version": 1}
+    put(connection, flow, "a/1", states.RUNNING)
+    found = logbook.flow(JOB, "attach")
+    assert found is not None
+    assert found.meta == {"version": 1}
+
+
+def test_a_logbook_is_the_jobs_own_and_stays(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail
+) -> None:
+    put(connection, flow, "a/1", states.RUNNING)
+    assert [book.uuid for book in connection.get_logbooks()] == [JOB]
+    assert [detail.uuid for detail in connection.get_logbook(JOB)] == [flow.uuid]
+    for ask in (connection.get_logbook, connection.get_flow_details, connection.get_atom_details):
+        with pytest.raises(exceptions.NotFound):
+            ask("another")
+    for destroy in (lambda: connection.destroy_logbook(JOB), connection.clear_all):
+        with pytest.raises(exceptions.StorageFailure):
+            destroy()
+    assert stored(logbook) == {"a/1": states.RUNNING}
+
+
+def test_another_jobs_flows_are_not_seen(logbook: Logbook, connection: JobConnection, flow: models.FlowDetail) -> None:
+    put(connection, flow, "a/1", states.RUNNING)
+    assert logbook.flow("another", "attach") is None
+    assert logbook.flows("another") == []
