@@ -378,7 +378,7 @@ def test_libvirt_dies_in_the_middle(live: Live, new_volume: NewVolume) -> None:
     assert live.tether("--fault", "plug-persistent.act.after=kill", "attach", volume_id, GUEST).code == commands.KILLED
     kill(live, "libvirtd")
     try:
-        refused(live.tether("job", "resume", "--last"), BLOCKED, "libvirtd")
+        refused(live.tether("job", "resume", "--last"), BLOCKED, "libvirt")
     finally:
         bring_back(live)
     assert live.tether("job", "resume", "--last").code == DONE

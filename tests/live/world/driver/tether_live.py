@@ -127,12 +127,18 @@ class FileTgtDriver(driver.VolumeDriver):
     def _iqn(self, volume):
         return self.configuration.target_prefix + volume.name
 
+    def _user(self, volume):
+        """Return the account's name: the volume's own, so that one that was left behind is found again."""
+        return volume.id.replace("-", "")
+
     def create_export(self, context, volume, connector):
         self._fault("create_export", volume)
         if volume.provider_auth:
             _method, user, secret = volume.provider_auth.split()
         else:
-            user, secret = volume_utils.generate_username(), volume_utils.generate_password()
+            # Nothing of ours is recorded: what a killed Cinder may have left has a secret that nobody knows.
+            self._withdraw(volume)
+            user, secret = self._user(volume), volume_utils.generate_password()
         number = self._export(volume, user, secret)
         portal = f"{self.configuration.target_ip_address}:{self.configuration.target_port}"
         return {
@@ -170,14 +176,16 @@ class FileTgtDriver(driver.VolumeDriver):
                 if attachment.connector:
                     self._admit(number, attachment.connector["initiator"])
 
-    @ONE_AT_A_TIME
     def remove_export(self, context, volume):
         self._fault("remove_export", volume)
+        self._withdraw(volume)
+
+    @ONE_AT_A_TIME
+    def _withdraw(self, volume):
         number, _complete = targets().get(self._iqn(volume), (None, False))
         if number is not None:
             tgtadm("--op", "delete", "--force", "--mode", "target", "--tid", number)
-        if volume.provider_auth:
-            forgiving("--op", "delete", "--mode", "account", "--user", volume.provider_auth.split()[1])
+        forgiving("--op", "delete", "--mode", "account", "--user", self._user(volume))
 
     # connection
     def validate_connector(self, connector):
