@@ -213,3 +213,16 @@ def test_a_pending_unplug_is_aborted_and_remembered(sim: SimWorld) -> None:
     for scope in ("live", "persistent"):
         name = next(iter(attached["guests"]))
         assert books["guests"][name][scope] == attached["guests"][name][scope]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "call"),
+    [("attachments", "cinder.update_attachment"), ("legacy", "cinder.initialize_connection")],
+)
+def test_a_backend_that_fails_and_says_so_is_rolled_back_at_once(sim: SimWorld, dialect: str, call: str) -> None:
+    before = sim.books()
+    sim.script(call, "fail", times=-1, status=500)
+    done = sim.tether("attach", "vol1", "guest1", "--dialect", dialect)
+    assert done.code == ROLLED_BACK, done.err
+    assert "cinder-volume's log" in done.err
+    assert judge.diff(before, sim.books()) == []
