@@ -32,6 +32,7 @@ class Progress:
         self._stderr = stderr
         self._title = title
         self._rows: dict[str, tuple[str, float]] = {}
+        self._failed: set[str] = set()
         self._lock = threading.Lock()
         self._live: Any = None
 
@@ -57,6 +58,8 @@ class Progress:
         with self._lock:
             seconds = 0.0 if event.state in {"RUNNING", "REVERTING"} else event.seconds
             self._rows[event.step] = (event.state, seconds)
+            if event.state == "FAILURE":
+                self._failed.add(event.step)
             self._live.update(self._table())
 
     def _table(self) -> Any:
@@ -67,6 +70,8 @@ class Progress:
         table = Table(box=None, show_header=False, title=self._title, title_justify="left", title_style="bold")
         for step, (state, seconds) in self._rows.items():
             mark, word, style = WORDS.get(state, ("?", state.lower(), ""))
+            if step in self._failed and state != "FAILURE":
+                mark, word, style = "✗", f"failed, {word}", "red"
             busy = state in {"RUNNING", "REVERTING"}
             table.add_row(
                 Spinner("dots", style=style) if busy else Text(mark, style=style),
