@@ -30,7 +30,8 @@ class Progress:
     def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False) -> None:
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
-        self._title = title
+        self._heading = self._title = title
+        self._spinners: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, float]] = {}
         self._failed: set[str] = set()
         self._lock = threading.Lock()
@@ -46,7 +47,7 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(self._table(), console=Console(file=self._stderr), refresh_per_second=12)
+            self._live = Live(get_renderable=self._table, console=Console(file=self._stderr), refresh_per_second=12)
             self._live.start()
         return self
 
@@ -54,13 +55,17 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    def tell(self, text: str) -> bool:
+        """Say something in the title; safe in a signal handler. Return False where nothing is shown."""
+        self._title = f"{self._heading}: {text}"
+        return self._shown
+
     def _on_event(self, event: Event) -> None:
         with self._lock:
             seconds = 0.0 if event.state in {"RUNNING", "REVERTING"} else event.seconds
             self._rows[event.step] = (event.state, seconds)
             if event.state == "FAILURE":
                 self._failed.add(event.step)
-            self._live.update(self._table())
 
     def _table(self) -> Any:
         from rich.spinner import Spinner
@@ -68,13 +73,13 @@ class Progress:
         from rich.text import Text
 
         table = Table(box=None, show_header=False, title=self._title, title_justify="left", title_style="bold")
-        for step, (state, seconds) in self._rows.items():
+        for step, (state, seconds) in list(self._rows.items()):
             mark, word, style = WORDS.get(state, ("?", state.lower(), ""))
             if step in self._failed and state != "FAILURE":
                 mark, word, style = "✗", f"failed, {word}", "red"
             busy = state in {"RUNNING", "REVERTING"}
             table.add_row(
-                Spinner("dots", style=style) if busy else Text(mark, style=style),
+                self._spinners.setdefault(step, Spinner("dots", style=style)) if busy else Text(mark, style=style),
                 step.partition("/")[0],
                 Text(word, style=style),
                 "" if busy else f"{seconds * 1000:.0f} ms",

@@ -40,7 +40,7 @@ def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job]
     """Let ``work`` run a job, with progress and signals, and say how it ended."""
     with Progress(app.stderr, title, quiet=app.options.verbose_level == 0) as progress:
         runner = Runner(world.tools, world.logbook, progress.watch)
-        with _signals(app, runner) as caught:
+        with _signals(app, progress, runner) as caught:
             try:
                 job = work(runner)
             finally:
@@ -71,7 +71,7 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
 
 
 @contextmanager
-def _signals(app: Tether, runner: Runner) -> Iterator[list[int]]:
+def _signals(app: Tether, progress: Progress, runner: Runner) -> Iterator[list[int]]:
     """Ctrl-C rolls back (before the pivot); a second one, or SIGTERM, leaves the job to be resumed."""
     caught: list[int] = []
 
@@ -82,10 +82,15 @@ def _signals(app: Tether, runner: Runner) -> Iterator[list[int]]:
             raise SystemExit(SIGNALLED[signal.Signals(number)])
         if number == signal.SIGINT and caught.count(signal.SIGINT) == 1:
             run.cancel()
-            _tell(app, "rolling back, unless the guest has the volume already; Ctrl-C again leaves it to be resumed")
+            tell("rolling back, unless the guest has the volume already; Ctrl-C again leaves it to be resumed")
         else:
             run.stop()
-            _tell(app, "stopping; the job can be resumed")
+            tell("stopping; the job can be resumed")
+
+    def tell(text: str) -> None:
+        if not progress.tell(text):
+            # It may have cut into a print of the same stream, which is not to be entered twice.
+            os.write(app.stderr.fileno(), f"tether: {text}\n".encode())
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALLED}
     try:
@@ -93,8 +98,3 @@ def _signals(app: Tether, runner: Runner) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _tell(app: Tether, text: str) -> None:
-    """Print a line from a signal handler, which may have cut into a print of the same stream."""
-    os.write(app.stderr.fileno(), f"tether: {text}\n".encode())
