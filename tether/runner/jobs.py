@@ -143,7 +143,13 @@ class Runner:
         deadline = None if seconds is None else self.tools.clock.time() + seconds
         while True:
             job = self.tools.ledger.job(job.id)
-            if not self.is_live(job) or (deadline is not None and self.tools.clock.time() >= deadline):
+            if not self.is_live(job):
+                # Its runner may have ended it, and given the lease up, since the row was read.
+                again = self.tools.ledger.job(job.id)
+                if again == job:
+                    return job
+                continue
+            if deadline is not None and self.tools.clock.time() >= deadline:
                 return job
             self.tools.clock.wait(0.1)
 

@@ -35,6 +35,26 @@ def runs(pid: int, comm: str) -> bool:
     return name == comm and rest.split()[0] not in "ZX"
 
 
+def environment_of(pid: int, patience: float = 10) -> list[bytes] | None:
+    """Return the environment that a process was started with; None if it is gone, or is a kernel's thread.
+
+    Inside an exec the kernel shows none at all, for as long as it reads the new program from the disk: an empty one
+    is looked at again.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            text = Path(f"/proc/{pid}/environ").read_bytes()
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        if text:
+            return text.split(b"\0")
+        if state in "ZX" or time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
+
+
 class Daemon:
     """One process of a world.
 
@@ -60,11 +80,8 @@ class Daemon:
 
     def _is_ours(self, pid: int) -> bool:
         """A pid is used again some day, and another world has the same daemons."""
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return f"TETHER_LIVE_DIR={self.world.directory}".encode() in environment
+        environment = environment_of(pid)
+        return environment is not None and f"TETHER_LIVE_DIR={self.world.directory}".encode() in environment
 
     def start(self, ready: Callable[[], bool], timeout: float = 60) -> None:
         """Start it unless it runs, and wait until it serves.
