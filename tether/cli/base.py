@@ -76,7 +76,7 @@ def moment(seconds: float | None) -> str:
 
 def job_state(job: Job, *, live: bool) -> str:
     """Return the job's state; *interrupted* is a running one that nobody works on."""
-    return "interrupted" if job.state in {"running", "queued"} and not live else job.state
+    return "interrupted" if job.state == "running" and not live else job.state
 
 
 def job_fields(job: Job, *, live: bool) -> dict[str, Any]:

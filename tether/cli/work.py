@@ -52,7 +52,7 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
     """Print what is to be known of a job that did not end well, and what to run next."""
     from dataclasses import replace
 
-    if job.state in {"running", "queued"}:
+    if job.state == "running":
         app.say(f"tether: job {job.id} was interrupted; nothing was undone")
         app.say(f"next: tether job resume {job.id}, or: tether job abort {job.id}")
         return replace(job, exit_code=SIGNALLED.get(signal.Signals(caught[-1]), 1) if caught else 1)
@@ -77,14 +77,13 @@ def _signals(app: Tether, progress: Progress, runner: Runner) -> Iterator[list[i
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        run = runner.current
-        if run is None:  # nothing of ours is under way: we may be waiting for another's job
+        if not runner.runs:  # nothing of ours is under way: we may be waiting for another's job
             raise SystemExit(SIGNALLED[signal.Signals(number)])
         if number == signal.SIGINT and caught.count(signal.SIGINT) == 1:
-            run.cancel()
+            runner.cancel()
             tell("rolling back, unless the guest has the volume already; Ctrl-C again leaves it to be resumed")
         else:
-            run.stop()
+            runner.stop()
             tell("stopping; the job can be resumed")
 
     def tell(text: str) -> None:

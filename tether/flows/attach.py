@@ -9,7 +9,6 @@ from taskflow.patterns import graph_flow
 
 from tether.persistence.ledger import Params
 from tether.tasks import guest, host, legacy, mapping, volume
-from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 
@@ -40,11 +39,11 @@ def steps(params: Params) -> tuple[list[type[Step]], list[type[Step]]]:
     return [mapping.ReadVolume, mapping.ReadServer, mapping.ReadConnector], chain
 
 
-def build(run: Run) -> graph_flow.Flow:
-    """Return the flow for the run's case; its steps are named and versioned, so a stored one fits it again."""
-    reads, chain = steps(run.job.params)
-    given = {} if run.job.params.data_path == "host" else {"device": asdict(host.NO_DEVICE)}
-    return link("attach", [step(run, given) for step in reads], [step(run, given) for step in chain])
+def build(params: Params) -> graph_flow.Flow:
+    """Return the flow for one case; its steps are named and versioned, so a stored one fits it again."""
+    reads, chain = steps(params)
+    given = {} if params.data_path == "host" else {"device": asdict(host.NO_DEVICE)}
+    return link("attach", [step(given) for step in reads], [step(given) for step in chain])
 
 
 def link(name: str, reads: list[Step], chain: list[Step]) -> graph_flow.Flow:

@@ -7,7 +7,6 @@ from taskflow.patterns import graph_flow
 from tether.flows.attach import link
 from tether.persistence.ledger import Params
 from tether.tasks import guest, host, legacy, mapping, volume
-from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 
@@ -35,11 +34,11 @@ def release_steps(params: Params) -> list[type[Step]]:
     ]
 
 
-def build_guest(run: Run) -> graph_flow.Flow:
+def build_guest(_params: Params) -> graph_flow.Flow:
     """Return the flow ``detach-guest``."""
-    return link("detach-guest", [], [step(run) for step in guest_steps()])
+    return link("detach-guest", [], [step() for step in guest_steps()])
 
 
-def build_release(run: Run) -> graph_flow.Flow:
+def build_release(params: Params) -> graph_flow.Flow:
     """Return the flow ``detach-release``."""
-    return link("detach-release", [], [step(run) for step in release_steps(run.job.params)])
+    return link("detach-release", [], [step() for step in release_steps(params)])

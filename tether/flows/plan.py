@@ -9,8 +9,7 @@ from itertools import pairwise
 
 from tether.errors import FinalError
 from tether.flows.registry import parts
-from tether.persistence.ledger import Job, Params, Place
-from tether.tasks.run import Run, Toolbox
+from tether.persistence.ledger import Params
 from tether.tasks.step import Step
 
 LABELS = ("Effect", "Key", "Compensation", "Uncertain", "Crash windows")
@@ -93,7 +92,7 @@ def shape(kind: str, version: int, params: Params) -> list[FlowShape]:
             tuple((before.name, after.name) for before, after, _data in flow.iter_links()),
         )
         for part in parts(kind, version)
-        for flow in [part.build(_blueprint(kind, version, params))]
+        for flow in [part.build(params)]
     ]
 
 
@@ -101,18 +100,3 @@ def pivot_of(flows: list[FlowShape]) -> str:
     """Return the name of the step after which the job only goes forward: the last one that may still be undone."""
     steps = [step for flow in flows for step in flow.steps]
     return next(before.code for before, after in pairwise(steps) if after.forward_only and not before.forward_only)
-
-
-class _NoTools:
-    """Stands where a flow is built to be looked at."""
-
-    def __getattr__(self, name: str) -> object:
-        raise AttributeError(f"a flow that is only looked at has no {name}")
-
-
-def _blueprint(kind: str, version: int, params: Params) -> Run:
-    """Return a run that is enough to build a flow, and cannot carry it out."""
-    nowhere = Place(**dict.fromkeys(Place.__slots__, ""))
-    job = Job("", kind, version, "queued", "", "", "", "", "", params, nowhere)
-    tools: Toolbox = _NoTools()  # type: ignore[assignment]  # steps keep it, and use it only when they run
-    return Run(tools, job)

@@ -9,7 +9,7 @@ from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
 from tether.flows import attach, detach
-from tether.tasks.run import Run
+from tether.persistence.ledger import Params
 
 #: The version that new jobs get.
 CURRENT = {"attach": 1, "detach": 1}
@@ -21,11 +21,12 @@ class Part:
 
     Args:
         name: the flow's durable name.
+        build: makes it for one case; its steps belong to no job, so that many jobs share one flow.
         revertible: False for a flow past the job's pivot, which only goes forward.
     """
 
     name: str
-    build: Callable[[Run], graph_flow.Flow]
+    build: Callable[[Params], graph_flow.Flow]
     revertible: bool = True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,9 @@ from tether.errors import ConfigError, UncertainError
 from tether.persistence import schema
 
 BUSY_TIMEOUT = 30.0
-"""Seconds that SQLite waits for another writer."""
+"""Seconds that SQLite waits for another process's write."""
+IDLE_TIME = 1.0
+"""Seconds after which a server may have dropped the kept connection."""
 
 
 class Database:
@@ -33,6 +37,9 @@ class Database:
         try:
             self.url: URL = make_url(url)
             self.engine = _engine(self.url)
+            self._lock = threading.Lock()
+            self._writer: Connection | None = None
+            self._used = 0.0
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise ConfigError(
                 f"the database URL {_shown(url)} cannot be used: {error}",
@@ -43,11 +50,43 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """Yield a connection inside one transaction, committed at the end.
 
+        One thread at a time, on a connection that is kept: SQLite has one writer anyway and would have the others
+        sleep, and what many threads of a runner write goes through the journal, which lets them share a commit.
+
         Raises:
             UncertainError: the database does not answer; the transaction may or may not be there.
         """
-        with self._translated(), self.engine.begin() as connection:
-            yield connection
+        with self._translated(), self._lock:
+            connection = self._kept() or self.engine.connect()
+            self._writer = None  # kept only if it is known to be good
+            try:
+                with connection.begin():
+                    yield connection
+            except DBAPIError as error:
+                if not isinstance(error, IntegrityError):
+                    connection.invalidate()
+                    connection.close()
+                    raise
+                self._writer = connection
+                raise
+            except BaseException:
+                self._writer = connection
+                raise
+            self._writer, self._used = connection, time.monotonic()
+
+    def _kept(self) -> Connection | None:
+        """Return the kept connection, unless the server has dropped it while it was idle."""
+        connection = self._writer
+        if connection is None or connection.dialect.name == "sqlite" or time.monotonic() < self._used + IDLE_TIME:
+            return connection
+        try:
+            connection.exec_driver_sql("SELECT 1")
+            connection.rollback()
+        except DBAPIError:
+            connection.invalidate()
+            connection.close()
+            return None
+        return connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -95,6 +134,10 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
         self.engine.dispose()
 
     @contextmanager

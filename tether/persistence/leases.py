@@ -1,179 +1,134 @@
-"""Leases: one runner at a time for a job and for a server, with a generation that fences the one before."""
+"""Leases: one runner at a time for a job, and one for a server while its disks change."""
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from tether.clock import Clock
-from tether.errors import HeldError, LostLease
+from tether.errors import HeldError
 from tether.persistence.database import Database, IntegrityError
-from tether.persistence.schema import leases
+from tether.persistence.journal import Lease, fence
+from tether.persistence.ledger import Job
+from tether.persistence.owner import Owner
+from tether.persistence.schema import jobs, leases
 
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """A process, so exactly named that it cannot be mistaken for a later one.
-
-    Args:
-        machine_id: ``/etc/machine-id`` of its host.
-        boot_id: the host's boot; a process of another boot is dead.
-        start_time: the process's start in clock ticks since boot (``/proc/PID/stat``, field 22).
-        token: random; what the database compares.
-    """
-
-    machine_id: str
-    host: str
-    boot_id: str
-    pid: int
-    start_time: int
-    token: str
-
-    @classmethod
-    def current(cls) -> Owner:
-        """Return this process; a new token each time, so that two runs of one process exclude each other too."""
-        pid, host = os.getpid(), os.uname().nodename
-        machine_id, boot_id = _text("/etc/machine-id") or host, _text("/proc/sys/kernel/random/boot_id")
-        return cls(machine_id, host, boot_id, pid, _start_time(pid) or 0, str(uuid.uuid4()))
-
-    def is_dead(self, machine_id: str, boot_id: str) -> bool:
-        """Return True if it provably runs no more: of this machine, and another boot or no such process."""
-        if self.machine_id != machine_id:
-            return False
-        return self.boot_id != boot_id or _start_time(self.pid) != self.start_time
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> int | None:
-    """Return a living process's start time; None for one that is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease as the database holds it."""
-
-    name: str
-    owner: Owner
-    generation: int
-    expires_at: float
+#: Seconds that an old owner, ended by the one who takes over, has to be gone.
+END_TIME = 10.0
 
 
 class Leases:
-    """The leases of one database, as one process sees them.
+    """The leases of one database, as one runner sees them.
 
     Args:
-        ttl: seconds until a lease that is not renewed lapses.
+        ttl: seconds until a job's lease that is not renewed lapses; then its owner is ended by who takes the job over.
     """
 
     def __init__(self, database: Database, clock: Clock, ttl: float, me: Owner) -> None:
         self._database = database
         self._clock = clock
-        self._ttl = ttl
+        self.ttl = ttl
         self.me = me
 
-    def get(self, name: str) -> Lease | None:
-        """Return the lease, or None if nobody holds it."""
-        with self._database.read() as connection:
-            row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
-        if row is None:
-            return None
-        return Lease(name, Owner(**json.loads(row["owner"])), row["generation"], row["expires_at"])
+    # -- jobs ------------------------------------------------------------------------------------------------
 
-    def is_live(self, name: str) -> bool:
-        """Return True if somebody holds the lease who is not provably dead."""
-        lease = self.get(name)
-        return lease is not None and not self._dead(lease)
+    def first(self, job_id: str) -> tuple[Lease, dict[str, Any]]:
+        """Return the lease of a job that is about to be added, and the columns that say so in its row."""
+        return Lease(job_id, 1, self.ttl), {"runner": self.me.dump(), "generation": 1, **self.renewal}
 
-    def _dead(self, lease: Lease) -> bool:
-        return lease.owner.is_dead(self.me.machine_id, self.me.boot_id)
+    def take(self, job: Job, values: Mapping[str, Any], *, fenced: bool = False) -> Lease | None:
+        """Take a job: a free one, or that of an owner who is provably dead or is ended here.
 
-    def take(self, name: str, *, job: str = "") -> Lease:
-        """Take the lease: a free one, one's own, or that of a process that is provably dead.
+        The owner of a lapsed lease is ended first, with its children, so that nothing of it is still under way.
 
         Args:
-            job: the job it is taken for, for the error's hint.
+            job: as it was read; None is returned if somebody was quicker to take it since.
+            values: columns of the job's row that change with it.
+            fenced: the owner's host is known to be down for good, which nothing here can show.
 
         Raises:
             HeldError: somebody else holds it.
         """
-        now = self._clock.time()
-        values = {"owner": json.dumps(asdict(self.me)), "token": self.me.token, "expires_at": now + self._ttl}
+        if job.runner is not None and not self._end(job.runner, job.expires_at or 0.0, fenced=fenced):
+            raise held(f"job {job.id}", str(job.runner), job.id)
+        changes = {"runner": self.me.dump(), "generation": job.generation + 1, "asked": None}
+        with self._database.write() as connection:
+            if not fence(connection, Lease(job.id, job.generation, self.ttl), {**values, **self.renewal, **changes}):
+                return None
+        return Lease(job.id, job.generation + 1, self.ttl)
+
+    @property
+    def renewal(self) -> dict[str, Any]:
+        """The columns of a job's row that renew its lease; every write of its runner has them."""
+        return {"expires_at": self._clock.time() + self.ttl}
+
+    def _end(self, owner: Owner, expires_at: float, *, fenced: bool) -> bool:
+        """Return True once nothing of this owner is under way any more."""
+        if owner.is_dead:
+            return True
+        if self._clock.time() < expires_at:
+            return False
+        return owner.end(END_TIME) if owner.is_here else fenced
+
+    def asked(self, held: Iterable[Lease]) -> tuple[set[str], set[str]]:
+        """Return which of these jobs somebody asks to stop, and which are another runner's by now."""
+        mine = {lease.job_id: lease.generation for lease in held}
+        query = sa.select(jobs.c.id, jobs.c.generation, jobs.c.asked).where(jobs.c.id.in_(mine))
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return (
+            {row.id for row in rows if row.asked is not None},
+            {row.id for row in rows if row.generation != mine[row.id]},
+        )
+
+    def renew(self, held: Iterable[Lease]) -> None:
+        """Renew the leases of these jobs, all in one transaction; a lost one is left as it is."""
+        values = self.renewal
+        with self._database.write() as connection:
+            for lease in held:
+                fence(connection, lease, values)
+
+    # -- servers ---------------------------------------------------------------------------------------------
+
+    def holder(self, name: str) -> Owner | None:
+        """Return who holds a server, dead or alive; None if nobody."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(leases.c.owner).where(leases.c.name == name)).first()
+        return None if row is None else Owner.load(row.owner)
+
+    def _take_server(self, name: str, job: str) -> None:
+        """Take a server: a free one, or that of a process that is provably dead.
+
+        A living one's is never taken: it may be inside a plug. Who takes its job over ends it first.
+        """
+        values = {"owner": self.me.dump(), "token": self.me.token, "expires_at": self._clock.time() + self.ttl}
         try:
             with self._database.write() as connection:
-                row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
+                row = connection.execute(sa.select(leases).where(leases.c.name == name)).first()
                 if row is None:
-                    connection.execute(sa.insert(leases).values(name=name, generation=1, **values))
-                    return Lease(name, self.me, 1, now + self._ttl)
-                held = Lease(name, Owner(**json.loads(row["owner"])), row["generation"], row["expires_at"])
-                if held.owner.token != self.me.token and not self._dead(held):
-                    raise _held(name, str(held.owner), job)
-                generation = held.generation + (held.owner.token != self.me.token)
+                    connection.execute(sa.insert(leases).values(name=name, **values))
+                    return
+                owner = Owner.load(row.owner)
+                if owner.token != self.me.token and not owner.is_dead:
+                    raise held(name.replace(":", " "), str(owner), job)
                 # PostgreSQL lets several read the dead owner's row at a time: only one of them replaces it.
                 taken = connection.execute(
-                    sa.update(leases)
-                    .where(leases.c.name == name, leases.c.token == held.owner.token)
-                    .values(generation=generation, **values)
+                    sa.update(leases).where(leases.c.name == name, leases.c.token == owner.token).values(**values)
                 )
                 if taken.rowcount != 1:
-                    raise _held(name, "another runner", job)
-                return Lease(name, self.me, generation, now + self._ttl)
+                    raise held(name.replace(":", " "), "another runner", job)
         except IntegrityError as error:  # somebody else was quicker to take the free one
-            raise _held(name, "another runner", job) from error
-
-    def fence(self, connection: sa.Connection, lease: Lease) -> None:
-        """Renew the lease inside the caller's transaction, which fails if somebody has taken it over.
-
-        Raises:
-            LostLease: it is another's now; nothing of the transaction is kept.
-        """
-        renewed = connection.execute(
-            sa.update(leases)
-            .where(
-                leases.c.name == lease.name,
-                leases.c.token == lease.owner.token,
-                leases.c.generation == lease.generation,
-            )
-            .values(expires_at=self._clock.time() + self._ttl)
-        )
-        if renewed.rowcount != 1:
-            raise LostLease(f"{lease.name.replace(':', ' ')} was taken over by another runner")
-
-    def renew(self, lease: Lease) -> None:
-        """Renew the lease in a transaction of its own."""
-        with self._database.write() as connection:
-            self.fence(connection, lease)
-
-    def release(self, lease: Lease) -> None:
-        """Give the lease up, if it is still ours. A later holder has another token, which fences this one."""
-        with self._database.write() as connection:
-            connection.execute(
-                sa.delete(leases).where(leases.c.name == lease.name, leases.c.token == lease.owner.token)
-            )
+            raise held(name.replace(":", " "), "another runner", job) from error
 
     @contextmanager
-    def held(self, name: str, *, wait: float, job: str = "") -> Iterator[Lease]:
-        """Hold the lease for the block; wait up to ``wait`` seconds for another holder.
+    def held(self, name: str, *, wait: float, job: str = "") -> Iterator[None]:
+        """Hold a server for the block; wait up to ``wait`` seconds for another holder.
+
+        Args:
+            job: the job it is held for, for the error's hint.
 
         Raises:
             HeldError: another still holds it after that.
@@ -181,20 +136,21 @@ class Leases:
         deadline = self._clock.time() + wait
         while True:
             try:
-                lease = self.take(name, job=job)
+                self._take_server(name, job)
                 break
             except HeldError:
                 if self._clock.time() >= deadline:
                     raise
                 self._clock.wait(0.1)
         try:
-            yield lease
+            yield
         finally:
-            self.release(lease)
+            with self._database.write() as connection:
+                connection.execute(
+                    sa.delete(leases).where(leases.c.name == name, leases.c.token == self.me.token)
+                )
 
 
-def _held(name: str, by: str, job: str) -> HeldError:
-    what = name.replace(":", " ")
-    return HeldError(
-        f"{what} is held by {by}", resource=what, hint=f"wait for it, or see: tether job show {job or '--last'}"
-    )
+def held(what: str, by: str, job: str) -> HeldError:
+    """Return the refusal of what another runner holds."""
+    return HeldError(f"{what} is held by {by}", resource=what, hint=f"wait for it, or see: tether job show {job or '--last'}")

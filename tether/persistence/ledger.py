@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
 from tether.clock import Clock
-from tether.errors import ConflictError, HeldError, NotFound, UsageError
+from tether.errors import ConflictError, HeldError, LostLease, NotFound, UsageError
 from tether.persistence.database import Database, IntegrityError
+from tether.persistence.journal import Lease, fence
+from tether.persistence.owner import Owner
 from tether.persistence.schema import connections, jobs, mappings
 
 #: Job states in which the job is not finished: it holds its volume.
-OPEN = ("queued", "running", "blocked")
+OPEN = ("running", "blocked")
 #: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
 OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
 
@@ -69,6 +72,11 @@ class Job:
 
     Args:
         quiet_at: by book, when no call of an earlier run can be carried out any more; seconds since the epoch.
+        runner: the process that holds the job's lease, dead or alive; None if nobody does.
+        generation: of the lease.
+        expires_at: when the lease lapses; seconds since the epoch.
+        asked: what another command asks of the runner, or None.
+        settled: who has settled the job by hand, as what, and why; None for nearly all.
     """
 
     id: str
@@ -88,6 +96,11 @@ class Job:
     exit_code: int | None = None
     attempts: int = 0
     quiet_at: Mapping[str, float] = field(default_factory=dict)
+    runner: Owner | None = None
+    generation: int = 0
+    expires_at: float | None = None
+    asked: str | None = None
+    settled: Mapping[str, Any] | None = None
     created_at: float = 0.0
     updated_at: float = 0.0
     finished_at: float | None = None
@@ -102,10 +115,9 @@ class Job:
         """The owner mark of this job's attachment."""
         return str(uuid.uuid5(OWNER_NAMESPACE, self.id))
 
-    @property
-    def lease(self) -> str:
-        """The name of the job's lease."""
-        return f"job:{self.id}"
+    def is_live(self, now: float) -> bool:
+        """Return True while a runner works on it: the lease has not lapsed, and its owner is not provably dead."""
+        return self.runner is not None and now < (self.expires_at or 0.0) and not self.runner.is_dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,45 +156,53 @@ class ConnectionRow:
 
 
 class Ledger:
-    """Jobs, mappings and connections of one database."""
+    """Jobs, mappings and connections of one database.
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    Args:
+        lease: of the job that writes; without one, nothing of a running job may be written.
+    """
+
+    def __init__(self, database: Database, clock: Clock, lease: Lease | None = None) -> None:
         self._database = database
         self._clock = clock
+        self._lease = lease
+
+    def fenced(self, lease: Lease) -> Ledger:
+        """Return the ledger as a running job writes it: not at all, once another runner has the job."""
+        return Ledger(self._database, self._clock, lease)
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        """Yield a connection in a transaction; raise LostLease if the job that writes is another runner's by now."""
+        with self._database.write() as connection:
+            if self._lease is not None and not fence(connection, self._lease, {"updated_at": self._clock.time()}):
+                raise LostLease(f"job {self._lease.job_id} was taken over by another runner")
+            yield connection
 
     # -- jobs -----------------------------------------------------------------------------------------------
 
-    def add_job(self, job: Job) -> Job:
+    def add_job(self, job: Job, **columns: Any) -> Job:
         """Store a new job; it takes hold of its volume.
+
+        Args:
+            columns: of the row, as its first owner's lease gives them.
 
         Raises:
             HeldError: an open job has the volume.
             ConflictError: the idempotency key was used before.
         """
         now = self._clock.time()
+        values = {name: getattr(job, name) for name in Job.__slots__ if name not in _JSON} | {
+            "open_volume": job.volume_id,
+            "params": json.dumps(asdict(job.params)),
+            "place": json.dumps(asdict(job.place)),
+            "created_at": now,
+            "updated_at": now,
+            **columns,
+        }
         try:
             with self._database.write() as connection:
-                connection.execute(
-                    sa.insert(jobs).values(
-                        id=job.id,
-                        kind=job.kind,
-                        version=job.version,
-                        state=job.state,
-                        volume_id=job.volume_id,
-                        volume_name=job.volume_name,
-                        server_id=job.server_id,
-                        server_name=job.server_name,
-                        open_volume=job.volume_id,
-                        request_id=job.request_id,
-                        idempotency_key=job.idempotency_key,
-                        params=json.dumps(asdict(job.params)),
-                        place=json.dumps(asdict(job.place)),
-                        step="",
-                        attempts=0,
-                        created_at=now,
-                        updated_at=now,
-                    )
-                )
+                connection.execute(sa.insert(jobs), values)
         except IntegrityError as error:
             holder = self.open_job(job.volume_id)
             if holder is not None:
@@ -195,7 +215,7 @@ class Ledger:
                 f"the request id {job.idempotency_key!r} was used by another job",
                 hint="use a new --request-id for a new request",
             ) from error
-        return self.job(job.id)
+        return _job(dict.fromkeys(Job.__slots__) | values)
 
     def job(self, job_id: str) -> Job:
         """Return a job by its id or an unambiguous beginning of it.
@@ -253,18 +273,10 @@ class Ledger:
             row = connection.execute(query).mappings().first()
         return None if row is None else _job(row)
 
-    def update_job(self, job_id: str, **values: Any) -> None:
-        """Change some of a job's columns. A finished state lets the volume go.
-
-        ``error`` and ``quiet_at`` are mappings or None.
-        """
-        now = self._clock.time()
-        for name in {"error", "quiet_at"} & values.keys():
-            values[name] = None if values[name] is None else json.dumps(values[name])
-        if "state" in values and values["state"] not in OPEN:
-            values |= {"open_volume": None, "finished_at": now}
+    def ask(self, job_id: str, what: str) -> None:
+        """Ask the runner of a job for something: it looks for it once a second, and before each step."""
         with self._database.write() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(updated_at=now, **values))
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None)).values(asked=what))
 
     # -- mappings -------------------------------------------------------------------------------------------
 
@@ -277,7 +289,7 @@ class Ledger:
         now = self._clock.time()
         values = asdict(row) | {"address": _address(row.address), "created_at": now, "updated_at": now}
         try:
-            with self._database.write() as connection:
+            with self._write() as connection:
                 connection.execute(sa.insert(mappings).values(**values))
         except IntegrityError as error:
             raise ConflictError(
@@ -311,7 +323,7 @@ class Ledger:
 
     def update_mapping(self, volume_id: str, server_id: str, **values: Any) -> None:
         """Change some of a mapping's columns."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             connection.execute(
                 sa.update(mappings)
                 .where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
@@ -320,7 +332,7 @@ class Ledger:
 
     def delete_mapping(self, volume_id: str, server_id: str) -> None:
         """Forget a mapping. Repeatable."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             connection.execute(
                 sa.delete(mappings).where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
             )
@@ -335,7 +347,7 @@ class Ledger:
         """
         values = asdict(row) | {"identity": row.identity or None, "created_at": self._clock.time()}
         try:
-            with self._database.write() as connection:
+            with self._write() as connection:
                 connection.execute(
                     sa.delete(connections).where(
                         connections.c.machine_id == row.machine_id, connections.c.volume_id == row.volume_id
@@ -351,7 +363,7 @@ class Ledger:
 
     def delete_connection(self, machine_id: str, volume_id: str) -> None:
         """Forget a volume's device. Repeatable."""
-        with self._database.write() as connection:
+        with self._write() as connection:
             connection.execute(
                 sa.delete(connections).where(
                     connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
@@ -371,14 +383,32 @@ def _address(address: Mapping[str, str]) -> str:
     return json.dumps(dict(address), sort_keys=True)
 
 
+#: Fields of a job whose columns are JSON; with ``open_volume`` they are what differs between the two.
+_JSON = ("params", "place", "error", "quiet_at", "runner", "settled")
+
+
+def job_columns(**values: Any) -> dict[str, Any]:
+    """Return what changes of a job as the columns of its row. A finished state lets the volume and the lease go.
+
+    ``error``, ``quiet_at`` and ``settled`` are mappings or None.
+    """
+    for name in {"error", "quiet_at", "settled"} & values.keys():
+        values[name] = None if values[name] is None else json.dumps(values[name])
+    if "state" in values and values["state"] not in OPEN:
+        values |= {"open_volume": None, "runner": None, "asked": None}
+    return values
+
+
 def _job(row: Mapping[Any, Any]) -> Job:
-    values = {name: row[name] for name in Job.__slots__ if name not in {"params", "place", "error", "quiet_at"}}
+    values = {name: row[name] for name in Job.__slots__ if name not in _JSON}
     return Job(
         **values,
         params=Params(**json.loads(row["params"])),
         place=Place(**json.loads(row["place"])),
         error=json.loads(row["error"]) if row["error"] else None,
         quiet_at=json.loads(row["quiet_at"]) if row["quiet_at"] else {},
+        runner=Owner.load(row["runner"]) if row["runner"] else None,
+        settled=json.loads(row["settled"]) if row["settled"] else None,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+from typing import Any
+
+from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
 
 #: The migration that this code needs; see :mod:`tether.persistence.migrations`.
 HEAD = "0001"
@@ -12,8 +14,18 @@ VERSION_TABLE = "tether_schema_version"
 
 metadata = MetaData()
 
-#: One row a job. ``open_volume`` is the volume's id until the job is finished: its uniqueness is the lease of
-#: a job on its volume, and a blocked job keeps it.
+
+
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """Return an index over the rows that ``where`` selects: the finished jobs, which are nearly all, cost it nothing."""
+    condition: dict[str, Any] = {f"{dialect}_where": text(where) for dialect in ("sqlite", "postgresql")}
+    return Index(name, *columns, unique=unique, **condition)
+
+
+#: One row a job, and the lease on it. ``open_volume`` is the volume's id until the job is finished: its uniqueness is
+#: the lease of a job on its volume, and a blocked job keeps it. ``runner`` is the process that works on it, and every
+#: write of it names its ``generation``: a later one has a higher one. ``asked`` is what another command
+#: asks of the runner.
 jobs = Table(
     "tether_jobs",
     metadata,
@@ -25,9 +37,9 @@ jobs = Table(
     Column("volume_name", String(255), nullable=False),
     Column("server_id", String(36), nullable=False),
     Column("server_name", String(255), nullable=False),
-    Column("open_volume", String(36), unique=True),
+    Column("open_volume", String(36)),
     Column("request_id", String(64), nullable=False),
-    Column("idempotency_key", String(255), unique=True),
+    Column("idempotency_key", String(255)),
     Column("params", Text, nullable=False),
     Column("place", Text, nullable=False),
     Column("step", String(64), nullable=False),
@@ -35,11 +47,18 @@ jobs = Table(
     Column("exit_code", Integer),
     Column("attempts", Integer, nullable=False),
     Column("quiet_at", Text),
+    Column("runner", Text),
+    Column("generation", Integer, nullable=False),
+    Column("expires_at", Float),
+    Column("asked", String(16)),
+    Column("settled", Text),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Column("finished_at", Float),
     Index("tether_jobs_pair", "volume_id", "server_id"),
     Index("tether_jobs_created", "created_at"),
+    _partial("tether_jobs_open", "open_volume", where="open_volume IS NOT NULL", unique=True),
+    _partial("tether_jobs_key", "idempotency_key", where="idempotency_key IS NOT NULL", unique=True),
 )
 
 #: One row a mapping: Nova's block device mapping. It holds its device name and address on the server.
@@ -81,36 +100,34 @@ connections = Table(
     UniqueConstraint("machine_id", "identity", name="tether_connections_identity"),
 )
 
-#: One row a lease: on a job (``job:ID``) or a server (``server:UUID``). A higher generation fences the lower.
+#: One row a lease on a server (``server:UUID``), held while its disks change.
 leases = Table(
     "tether_leases",
     metadata,
     Column("name", String(64), primary_key=True),
     Column("owner", Text, nullable=False),
     Column("token", String(36), nullable=False),
-    Column("generation", Integer, nullable=False),
     Column("expires_at", Float, nullable=False),
 )
 
-#: The logbook: one row a flow of a job, and one a step that has begun.
+#: The logbook: one row a flow of a job, with its steps as one JSON document, so that a barrier writes one row.
 flows = Table(
     "tether_flows",
     metadata,
     Column("id", String(36), primary_key=True),
     Column("job_id", String(36), nullable=False, index=True),
     Column("name", String(64), nullable=False),
-    Column("state", String(16)),
-    Column("meta", Text),
-    Column("updated_at", Float, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("meta", Text, nullable=False),
+    Column("steps", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
-steps = Table(
-    "tether_steps",
+#: Secrets of a mapping, sealed with a key that is not in this database.
+secrets = Table(
+    "tether_secrets",
     metadata,
-    Column("flow_id", String(36), primary_key=True),
-    Column("name", String(64), primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("state", String(16)),
-    Column("detail", Text, nullable=False),
-    Column("updated_at", Float, nullable=False),
+    Column("job_id", String(36), primary_key=True),
+    Column("name", String(32), primary_key=True),
+    Column("sealed", Text, nullable=False),
 )

@@ -1,22 +1,21 @@
-"""Runs, resumes and aborts a job."""
+"""Runs, resumes and aborts jobs."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from oslo_utils import uuidutils
-from taskflow import engines, states
+from taskflow import states
 from taskflow.persistence import models
 from taskflow.types.failure import Failure
 
-from tether import faults
 from tether.errors import (
     Blocked,
     ConflictError,
@@ -30,19 +29,21 @@ from tether.errors import (
     UsageError,
 )
 from tether.flows.registry import Part, parts
-from tether.persistence.leases import Lease, Leases, Owner
-from tether.persistence.ledger import Job, Place
-from tether.persistence.logbook import JobBackend, Logbook
-from tether.runner.pool import StepPool
+from tether.persistence.leases import Leases
+from tether.persistence.ledger import Job, Place, job_columns
+from tether.persistence.logbook import JobConnection, Logbook
+from tether.persistence.owner import Owner
+from tether.runner.engine import StepEngine, plan_of
+from tether.runner.heart import Heart, Hold
 from tether.tasks.run import Run, Toolbox, describe
 
 LOG = logging.getLogger(__name__)
 
 DONE = {"attach": "attached", "detach": "detached"}
-#: Seconds within which the runner that made a job has begun it; a job that is queued for longer has lost its runner.
-QUEUED_TIME = 10.0
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
+#: How many steps of all jobs may be under way in threads of their own.
+POOL = 16
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,35 @@ class Event:
 
 
 Watch = Callable[[Event], None]
+Parts = Callable[[str, int], Sequence[Part]]
 
 
 class Runner:
-    """Runs jobs in this process.
+    """Runs jobs in this process, as many at a time as there are threads that call it.
 
     Args:
         tools: the adapters and the ledger.
         logbook: where flows are kept.
         watch: called at every change of a step.
+        parts: the flows of a job, by its kind and version.
     """
 
-    def __init__(self, tools: Toolbox, logbook: Logbook, watch: Watch | None = None) -> None:
+    def __init__(
+        self, tools: Toolbox, logbook: Logbook, watch: Watch | None = None, parts: Parts = parts
+    ) -> None:
         self.tools = tools
         self.logbook = logbook
         self.watch = watch
-        self.pool = StepPool()
-        self.current: Run | None = None
+        self.parts = parts
+        self.pool = ThreadPoolExecutor(POOL, thread_name_prefix="step")
+        self.heart = Heart(tools.clock)
+        self._new: dict[str, tuple[Leases, Any]] = {}
+        #: What is under way.
+        self.runs: list[Run] = []
 
     def close(self) -> None:
         """Wait for the threads and end them."""
+        self.heart.close()
         self.pool.shutdown()
 
     # -- what a command calls --------------------------------------------------------------------------------
@@ -100,17 +110,32 @@ class Runner:
         )
 
     def is_live(self, job: Job) -> bool:
-        """Return True while a runner works on the job, or is just about to."""
-        if job.state == "queued":
-            return self.tools.clock.time() < job.created_at + QUEUED_TIME or self.tools.leases.is_live(job.lease)
-        return job.state == "running" and self.tools.leases.is_live(job.lease)
+        """Return True while a runner works on the job."""
+        return job.is_live(self.tools.clock.time())
+
+    def add(self, job: Job) -> Job:
+        """Store a new job as this runner's own, which :meth:`run` then carries out.
+
+        Raises:
+            HeldError: an open job has the volume.
+            ConflictError: the idempotency key was used before.
+        """
+        leases = self._leases()
+        lease, columns = leases.first(job.id)
+        stored = self.tools.ledger.add_job(job, **columns)
+        self._new[job.id] = leases, lease
+        return stored
 
     def run(self, job: Job) -> Job:
-        """Run a new job to its end; return it as it ended."""
-        return self._run(job, lambda _run, _backend: None)
+        """Run a job that was just added to its end; return it as it ended."""
+        leases, lease = self._new.pop(job.id)
+        return self._held_run(leases, lease, job, None, lambda _run, _connection: None)
 
-    def resume(self, job: Job) -> Job:
+    def resume(self, job: Job, *, fenced: bool = False) -> Job:
         """Take an interrupted or blocked job up again, in the direction in which it was going.
+
+        Args:
+            fenced: the host of the runner that had it is known to be down for good.
 
         Raises:
             UsageError: this is not the place where the job was made.
@@ -119,41 +144,52 @@ class Runner:
         if not job.open:
             return job
         self._same_place(job)
-        return self._run(job, lambda _run, _backend: None)
+        return self._take_up(job, lambda _run, _connection: None, fenced=fenced)
 
     def abort(self, job: Job) -> Job:
-        """Roll an interrupted or blocked job back.
+        """Roll an interrupted, running or blocked job back; a running one's runner is asked to stop first.
 
         Raises:
             ConflictError: the job has ended, or is past the point from which it only goes forward.
             UsageError: this is not the place where the job was made.
-            HeldError: a runner works on it.
+            HeldError: its runner does not stop.
         """
+        job = self.tools.ledger.job(job.id)
         if job.state == "rolled-back":
             return job
-        if not job.open:
-            raise ConflictError(
-                f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="undo it with its opposite"
-            )
         self._same_place(job)
-        return self._run(job, self._turn_back, backward=True)
+        self._may_turn_back(job)
+        if self.is_live(job):
+            self.tools.ledger.ask(job.id, "stop")
+            job = self.wait_for(job, seconds=self.tools.settings.wait)
+            if job.state == "rolled-back":
+                return job
+        return self._take_up(job, self._turn_back, backward=True)
 
     def wait_for(self, job: Job, *, seconds: float | None = None) -> Job:
         """Wait until the job ends, or until nobody works on it any more, or for ``seconds``."""
         deadline = None if seconds is None else self.tools.clock.time() + seconds
         while True:
             job = self.tools.ledger.job(job.id)
-            if not self.is_live(job):
-                # Its runner may have ended it, and given the lease up, since the row was read.
-                again = self.tools.ledger.job(job.id)
-                if again == job:
-                    return job
-                continue
-            if deadline is not None and self.tools.clock.time() >= deadline:
+            if not self.is_live(job) or (deadline is not None and self.tools.clock.time() >= deadline):
                 return job
             self.tools.clock.wait(0.1)
 
+    def cancel(self) -> None:
+        """Let the jobs that run here roll back, unless they are past their pivot."""
+        for run in self.runs:
+            run.cancel()
+
+    def stop(self) -> None:
+        """Leave the jobs that run here as they are, resumable."""
+        for run in self.runs:
+            run.stop()
+
     # -- one run ---------------------------------------------------------------------------------------------
+
+    def _leases(self) -> Leases:
+        """Return the leases as one run sees them: with an owner's token of its own."""
+        return Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
 
     def _same_place(self, job: Job) -> None:
         try:
@@ -174,25 +210,56 @@ class Runner:
                     hint="run this on the job's host, with the job's cloud and libvirt connection",
                 )
 
-    def _run(self, job: Job, prepare: Callable[[Run, JobBackend], None], *, backward: bool = False) -> Job:
-        leases = Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
-        before = leases.get(job.lease)
-        lease = leases.take(job.lease, job=job.id)
-        run = None
-        try:
+    def _take_up(
+        self,
+        job: Job,
+        prepare: Callable[[Run, JobConnection], None],
+        *,
+        backward: bool = False,
+        fenced: bool = False,
+    ) -> Job:
+        """Take an open job's lease and run it; return it as it ended, or had ended before."""
+        leases = self._leases()
+        while True:
             job = self.tools.ledger.job(job.id)
-            if backward and job.open:
-                self._may_turn_back(job)  # only now does nobody move it any further
-            if job.open:
-                run = self._begin(job, leases, before)
-                with self._heartbeat(run, leases, lease):
-                    self._carry_out(run, lease, prepare)
-            if run is None or not run.lost:
-                leases.release(lease)
-            return self.tools.ledger.job(job.id)
-        except ConflictError:
-            leases.release(lease)
-            raise
+            if backward:
+                self._may_turn_back(job)
+            if not job.open:
+                return job
+            # What blocked it last time is no longer its error.
+            error = (job.error or {}).get("reason") if job.state == "blocked" else job.error
+            values = job_columns(state="running", attempts=job.attempts + 1, error=error, exit_code=None)
+            lease = leases.take(job, values, fenced=fenced)
+            if lease is not None:
+                return self._held_run(leases, lease, self.tools.ledger.job(job.id), job, prepare)
+
+    def _held_run(
+        self,
+        leases: Leases,
+        lease: Any,
+        job: Job,
+        before: Job | None,
+        prepare: Callable[[Run, JobConnection], None],
+    ) -> Job:
+        """Run a job whose lease is held.
+
+        Args:
+            before: the job as it was before it was taken up; None for a new one.
+        """
+        effects = self._effects(job)
+        connection = self.logbook.backend(lease, effects.__contains__).get_connection()
+        run = Run(tools=self.tools, job=job, store=connection.store, note=connection.note)
+        if before is not None:
+            now = self.tools.clock.time()
+            run.ended_at = before.updated_at if before.runner is None else min(before.expires_at or now, now)
+            # A blocked job stopped by itself: only an answer that never came can still be carried out.
+            run.orderly = before.state == "blocked" and (before.error or {}).get("code") != UncertainError.code
+        hold = Hold(run, leases, lease, connection, self.tools.clock.time())
+        run.tools = self._guarded(hold)
+        self.runs.append(run)
+        self.heart.begin(hold)
+        try:
+            return self._carry_out(run, connection, prepare)
         except LostLease as lost:
             raise HeldError(lost.message, resource=f"job {job.id}", hint=f"see: tether job show {job.id}") from lost
         except UncertainError as error:
@@ -203,80 +270,89 @@ class Runner:
                 hint=f"once the database answers: tether job resume {job.id}",
             ) from error
         finally:
-            self.current = None
+            self.heart.end(hold)
+            self.runs.remove(run)
 
-    def _begin(self, job: Job, leases: Leases, before: Lease | None) -> Run:
-        """Note that the job runs again; what blocked it last time is no longer its error."""
-        ended = job.updated_at if before is None else min(before.expires_at, self.tools.clock.time())
-        error = (job.error or {}).get("reason") if job.state == "blocked" else job.error
-        self.tools.ledger.update_job(job.id, state="running", attempts=job.attempts + 1, error=error, exit_code=None)
-        run = Run(tools=replace(self.tools, leases=leases), job=self.tools.ledger.job(job.id), ended_at=ended)
-        # A blocked job stopped by itself: only an answer that never came can still be carried out.
-        run.orderly = job.state == "blocked" and (job.error or {}).get("code") != UncertainError.code
-        self.current = run
-        return run
+    def _effects(self, job: Job) -> frozenset[str]:
+        plans = [plan_of(part, job.params) for part in self.parts(job.kind, job.version)]
+        return frozenset().union(*(plan.effects for plan in plans))
 
-    def _carry_out(self, run: Run, lease: Lease, prepare: Callable[[Run, JobBackend], None]) -> None:
+    def _guarded(self, hold: Hold) -> Toolbox:
+        """Return the tools as the run has them: each call of an adapter first makes sure that the job is still ours."""
+        tools = self.tools
+
+        def check() -> None:
+            hold.check(tools.clock.time())
+
+        return replace(
+            tools,
+            cinder=cast(Any, Guarded(tools.cinder.for_job(hold.run.job.request_id), check)),
+            host=cast(Any, Guarded(tools.host, check)),
+            guest=cast(Any, Guarded(tools.guest, check)),
+            ledger=tools.ledger.fenced(hold.lease),
+            leases=hold.leases,
+        )
+
+    def _carry_out(self, run: Run, connection: JobConnection, prepare: Callable[[Run, JobConnection], None]) -> Job:
         job = run.job
-        backend = self.logbook.backend(job.id, lease)
         try:
-            atoms = [atom for detail in self.logbook.flows(job.id) for atom in detail]
+            details = self.logbook.flows(job.id) if job.attempts > 1 else []
+            atoms = [atom for detail in details for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
             if not run.orderly:
                 run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
-            prepare(run, backend)
+            prepare(run, connection)
             reverted = False
-            for part in parts(job.kind, job.version):
-                reverted = self._run_part(run, part, backend)
+            for part in self.parts(job.kind, job.version):
+                reverted = self._run_part(run, part, connection)
                 if reverted:
                     break
         except Blocked as blocked:
             self._settle_down(run)
-            error = self._with_reason(job.id, blocked)
-            self.tools.ledger.update_job(job.id, state="blocked", exit_code=4, step=blocked.step, error=error)
+            reason = self._with_reason(run, blocked)
+            return self._end(run, connection, state="blocked", exit_code=4, step=blocked.step, error=reason)
         except Interrupted as interrupted:
             LOG.warning("job %s is left as it is: %s", job.id, interrupted.message)
             self._settle_down(run)
-            self.tools.ledger.update_job(job.id, exit_code=None)
+            return self._end(run, connection, exit_code=None)
         except LostLease:
             run.lost = True
             self._settle_down(run)
             raise
-        else:
-            self._finish(run, reverted=reverted)
+        if not reverted:
+            return self._end(run, connection, state=DONE[job.kind], exit_code=0, step="", error=None)
+        error = run.error and run.error.get("reason", run.error)
+        held = error is not None and error["code"] == HeldError.code
+        return self._end(
+            run, connection, state="rolled-back", exit_code=HeldError.exit_code if held else 3, step="", error=error
+        )
 
-    def _with_reason(self, job_id: str, blocked: Blocked) -> dict[str, Any]:
+    def _end(self, run: Run, connection: JobConnection, **values: Any) -> Job:
+        """Write how the run ended, with what is left to be written of its flows; the lease goes with it."""
+        columns = job_columns(**values) | {"runner": None, "asked": None}
+        if "state" in values and values["state"] != "blocked":
+            columns["finished_at"] = self.tools.clock.time()
+        connection.write(columns, what="job.end" if "state" in values else "")
+        return self.tools.ledger.job(run.job.id)
+
+    def _with_reason(self, run: Run, blocked: Blocked) -> dict[str, Any]:
         """Return why the job is blocked; for an undo with the reason of the roll-back, which outlives it."""
         error: dict[str, Any] = dict(describe(blocked.step, blocked.cause))
-        before = self.tools.ledger.job(job_id).error
-        if blocked.undoing and before:
-            error["reason"] = before.get("reason", before)
+        if blocked.undoing and run.error:
+            error["reason"] = run.error.get("reason", run.error)
         return error
 
-    def _finish(self, run: Run, *, reverted: bool) -> None:
-        if not reverted:
-            state, code, error = DONE[run.job.kind], 0, None
-        else:
-            error = self.tools.ledger.job(run.job.id).error
-            error = error and error.get("reason", error)
-            state, code = "rolled-back", HeldError.exit_code if error and error["code"] == HeldError.code else 3
-        faults.point("commit.job.end.before")
-        self.tools.ledger.update_job(run.job.id, state=state, exit_code=code, step="", error=error)
-        faults.point("commit.job.end.after")
-
-    def _run_part(self, run: Run, part: Part, backend: JobBackend) -> bool:
+    def _run_part(self, run: Run, part: Part, connection: JobConnection) -> bool:
         """Run one flow of the job; return True if it is, or was, rolled back."""
-        detail = self.logbook.flow(run.job.id, part.name)
+        detail = self.logbook.flow(run.job.id, part.name) if run.job.attempts > 1 else None
         if detail is not None and detail.state in {states.SUCCESS, states.REVERTED}:
             # TaskFlow would run a reverted flow again from its start.
             return bool(detail.state == states.REVERTED)
         if detail is None:
             detail = models.FlowDetail(part.name, uuidutils.generate_uuid())
-            backend.get_connection().update_flow_details(detail)
-        engine = engines.load(
-            part.build(run), flow_detail=detail, backend=backend, engine="parallel", executor=self.pool
-        )
+            connection.update_flow_details(detail)
+        engine = StepEngine(plan_of(part, run.job.params), run, detail, connection.backend, self.pool)
         if self.watch is not None:
             engine.atom_notifier.register("*", self._watcher(run))
         try:
@@ -293,37 +369,43 @@ class Runner:
         futures.wait(run.futures)
 
     def _may_turn_back(self, job: Job) -> None:
-        for part in parts(job.kind, job.version):
-            if not part.revertible:
+        if job.state == "rolled-back":
+            return
+        if not job.open:
+            raise ConflictError(
+                f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="undo it with its opposite"
+            )
+        details = {detail.name: detail for detail in self.logbook.flows(job.id)}
+        for part in self.parts(job.kind, job.version):
+            detail = details.get(part.name)
+            if not part.revertible and detail is not None:
                 raise ConflictError(
                     f"job {job.id} is past its pivot: it only goes forward",
                     resource=f"job {job.id}",
                     hint=f"finish it with: tether job resume {job.id}",
                 )
-            detail = self.logbook.flow(job.id, part.name)
             if detail is None or detail.state != states.SUCCESS:
                 return
 
-    def _turn_back(self, run: Run, backend: JobBackend) -> None:
+    def _turn_back(self, run: Run, connection: JobConnection) -> None:
         """Make the stored flow go backward at its next run."""
-        job = run.job
-        connection = backend.get_connection()
         run.failed("", FinalError("aborted by an operator"))
-        for part in parts(job.kind, job.version):
-            detail = self.logbook.flow(job.id, part.name)
+        details = {detail.name: detail for detail in self.logbook.flows(run.job.id)}
+        for part in self.parts(run.job.kind, run.job.version):
+            detail = details.get(part.name)
             if detail is None:
                 detail = models.FlowDetail(part.name, uuidutils.generate_uuid())
                 detail.state = states.REVERTED
-                connection.update_flow_details(detail)
-                return
-            if detail.state == states.SUCCESS:
+            elif detail.state == states.SUCCESS:
                 continue
             for atom in detail:
                 if atom.state == states.RUNNING:
                     atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
                 elif atom.state == states.SUCCESS:
                     atom.intention = states.REVERT
-            connection.turn_back(detail)
+            connection.update_flow_details(detail)
+            # The engine is loaded from the database: an edit that is only buffered would be lost on it.
+            connection.write({}, what=f"{part.name}.turn-back")
             return
 
     def _watcher(self, run: Run) -> Callable[[str, dict[str, Any]], None]:
@@ -338,24 +420,14 @@ class Runner:
 
         return on_change
 
-    @contextmanager
-    def _heartbeat(self, run: Run, leases: Leases, lease: Lease) -> Any:
-        ended = threading.Event()
 
-        def beat() -> None:
-            while not ended.wait(self.tools.settings.lease_ttl / 3):
-                try:
-                    leases.renew(lease)
-                except LostLease:
-                    run.lost = True
-                    return
-                except UncertainError as error:
-                    LOG.warning("the lease of job %s could not be renewed: %s", run.job.id, error)
+class Guarded:
+    """An adapter whose every call is preceded by a check."""
 
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+    def __init__(self, adapter: Any, check: Callable[[], None]) -> None:
+        self._adapter = adapter
+        self._check = check
+
+    def __getattr__(self, name: str) -> Any:
+        self._check()
+        return getattr(self._adapter, name)

@@ -97,7 +97,7 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
     server = tools.guest.find_server(request.server)
     running = tools.ledger.open_job(volume.id)
     if running is not None:
-        raise held(running, volume, live=running.state == "running" and tools.leases.is_live(running.lease))
+        raise held(running, volume, live=running.is_live(tools.clock.time()))
     mapping = tools.ledger.mapping(volume.id, server.uuid)
     if kind == "attach":
         if mapping is not None:
@@ -122,7 +122,7 @@ def _attach(tools: Toolbox, volume: Volume, server: Server, params: Params) -> P
     slot: Slot | None = None
     xml: dict[str, str] | None = None
     try:
-        CheckAttachable(run).act(volume, ServerFacts(server.uuid, server.name, server.power), connector)
+        CheckAttachable().bound(run).act(volume, ServerFacts(server.uuid, server.name, server.power), connector)
     except TetherError as error:
         refusal = error
     try:
@@ -146,7 +146,7 @@ def _detach(tools: Toolbox, volume: Volume, server: Server, row: MappingRow) -> 
         if disk is not None:
             xml[str(scope)] = disk.xml
     try:
-        CheckDetachable(run).act()
+        CheckDetachable().bound(run).act()
     except TetherError as error:
         refusal = error
     slot = Slot(row.target, row.bus, dict(row.address))
@@ -159,7 +159,7 @@ def _run(tools: Toolbox, kind: str, volume: Volume, server: Server, params: Para
     """Return a run whose job is in no database: good for the checks, which only read."""
     nowhere = Place(**dict.fromkeys(Place.__slots__, ""))
     name = volume.name or volume.id
-    job = Job("plan", kind, CURRENT[kind], "queued", volume.id, name, server.uuid, server.name, "", params, nowhere)
+    job = Job("plan", kind, CURRENT[kind], "running", volume.id, name, server.uuid, server.name, "", params, nowhere)
     return Run(tools, job)
 
 

@@ -101,7 +101,8 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         id=job_id,
         kind=kind,
         version=CURRENT[kind],
-        state="queued",
+        state="running",
+        attempts=1,
         volume_id=volume.id,
         volume_name=volume.name or volume.id,
         server_id=server.uuid,
@@ -112,7 +113,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         idempotency_key=request.key or None,
     )
     try:
-        return Accepted(ledger.add_job(job), new=True)
+        return Accepted(runner.add(job), new=True)
     except HeldError:
         holder = ledger.open_job(volume.id)
         if holder is None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from tether.adapters.cinder.model import Cinder, Encryption
 from tether.adapters.guest.model import Guest
 from tether.adapters.host.model import Host, Keys
-from tether.clock import SystemClock
+from tether.clock import Clock, SystemClock
 from tether.errors import ConfigError
 from tether.persistence.database import Database
-from tether.persistence.leases import Leases, Owner
+from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
+from tether.persistence.owner import Owner
 from tether.sealed import Sealed
 from tether.settings import Settings
 from tether.tasks.run import Toolbox
@@ -38,11 +39,11 @@ class Books:
 
     ledger: Ledger
     logbook: Logbook
-    leases: Leases
+    clock: Clock
 
     def is_live(self, job: Job) -> bool:
         """Return True while a runner works on the job."""
-        return job.state == "running" and self.leases.is_live(job.lease)
+        return job.is_live(self.clock.time())
 
 
 @contextmanager
@@ -54,8 +55,7 @@ def open_ledger(settings: Settings, *, sim: Path | None = None) -> Iterator[Book
         if sim:
             upgrade_once(database)
         database.check()
-        leases = Leases(database, clock, settings.lease_ttl, Owner.current())
-        yield Books(Ledger(database, clock), Logbook(database, clock, leases), leases)
+        yield Books(Ledger(database, clock), Logbook(database, clock), clock)
     finally:
         database.close()
 
@@ -80,7 +80,7 @@ def open_world(settings: Settings, *, sim: Path | None = None, request_id: str =
         database.check()
         leases = Leases(database, clock, settings.lease_ttl, Owner.current())
         tools = Toolbox(cinder, host, guest, keys, Ledger(database, clock), leases, clock, settings)
-        yield World(settings, database, tools, Logbook(database, clock, leases))
+        yield World(settings, database, tools, Logbook(database, clock))
     finally:
         database.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +47,11 @@ class Toolbox:
     settings: Settings
 
 
+def _only_looked_at(**_values: Any) -> None:
+    """Stand in a run that carries nothing out: a plan's."""
+    raise RuntimeError("a run that is only looked at stores nothing")
+
+
 @dataclass
 class Run:
     """One run of one job: from the start, a resume, or an abort.
@@ -57,6 +62,7 @@ class Run:
         undone: names of the steps that are undone, in this run or an earlier one.
         undoing: names of the steps inside whose undo an earlier run was cut off.
         orderly: the earlier run stopped by itself, with every answer known.
+        store: makes columns of the job's row durable at once; ``note`` makes them so with what is stored next.
         ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
     """
 
@@ -71,13 +77,17 @@ class Run:
     undone: set[str] = field(default_factory=set)
     undoing: set[str] = field(default_factory=set)
     orderly: bool = False
+    store: Callable[..., None] = _only_looked_at
+    note: Callable[..., None] = _only_looked_at
     futures: list[Future[Any]] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
+    error: Mapping[str, Any] | None = None
     _quiet_at: dict[str, float] = field(default_factory=dict)
     _connection: Connection | None = None
 
     def __post_init__(self) -> None:
         self._quiet_at |= self.job.quiet_at
+        self.error = self.job.error
 
     # -- asking it to end ------------------------------------------------------------------------------------
 
@@ -105,10 +115,10 @@ class Run:
         self.check()
 
     def failed(self, step: str, error: BaseException | None) -> None:
-        """Store the first thing that went wrong, so that a later run can still tell it."""
-        if self.job.error is None:
-            self.tools.ledger.update_job(self.job.id, error=describe(step, error))
-            self.job = self.tools.ledger.job(self.job.id)
+        """Keep the first thing that went wrong, so that a later run can still tell it."""
+        if self.error is None:
+            self.error = describe(step, error)
+            self.note(error=self.error)
 
     # -- what may still be on the wire -----------------------------------------------------------------------
 
@@ -125,7 +135,7 @@ class Run:
         if until > self._quiet_at.get(book, 0.0):
             self._quiet_at[book] = until
             # A repeat may succeed and this process be killed after it: the first call is still on the wire then.
-            self.tools.ledger.update_job(self.job.id, quiet_at=dict(self._quiet_at))
+            self.store(quiet_at=dict(self._quiet_at))
 
     def _settle(self, book: str) -> float:
         settings = self.tools.settings

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import abc
+import copy
+import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from taskflow import task
 from taskflow.types.failure import Failure
 
 from tether import faults
 from tether.errors import AttachmentLost, FinalError, HeldError, TetherError, UncertainError
-from tether.tasks.run import Run
+from tether.persistence.ledger import Job
+from tether.tasks.run import Run, Toolbox
 
 LOG = logging.getLogger(__name__)
 
@@ -49,15 +53,19 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     forward_only: ClassVar[bool] = False
     pending_blocks: ClassVar[bool] = False
 
-    def __init__(self, run: Run, given: Mapping[str, Any] | None = None) -> None:
-        """Make the step for one run.
+    #: TaskFlow's events of a task; progress inside a step is not one of ours.
+    TASK_EVENTS = ()
+
+    run: Run
+    tools: Toolbox
+    job: Job
+
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        """Make the step as a part of a flow, which belongs to no job: it runs only as what :meth:`bound` returns.
 
         Args:
             given: inputs that no step of this flow gives, by name.
         """
-        self.run = run
-        self.tools = run.tools
-        self.job = run.job
         #: True if ``act`` may have had its effect although no result says so.
         self.in_doubt = False
         acts, undoes = list(_inputs(type(self), "act")), list(_inputs(type(self), "undo"))
@@ -69,6 +77,19 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
             inject={name: value for name, value in (given or {}).items() if name in acts or name in undoes},
             auto_extract=False,
         )
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a step whose result could not be stored, before it can have any effect."""
+        super().__init_subclass__()
+        result = cls.__dict__.get("act") and get_type_hints(cls.act).get("return", type(None))
+        if result and not _storable(result):
+            raise TypeError(f"{cls.__name__}.act returns {result}, which is not JSON and no flat dataclass of JSON")
+
+    def bound(self, run: Run) -> Self:
+        """Return the step for one run of one job."""
+        step = copy.copy(self)
+        step.run, step.tools, step.job = run, run.tools, run.job
+        return step
 
     @property
     def label(self) -> str:
@@ -180,8 +201,11 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
 def _inputs(step: type[Step], method: str, *, own: bool = False) -> Mapping[str, Any]:
     """Return the parameters of a step's method and their types; ``own`` includes ``result``."""
     function = getattr(step, method)
-    if function is getattr(Step, method):
-        return {}
+    return {} if function is getattr(Step, method) else _hints(function, own=own)
+
+
+@functools.cache
+def _hints(function: Callable[..., Any], *, own: bool) -> Mapping[str, Any]:
     hints = get_type_hints(function)
     hints.pop("return", None)
     if not own:
@@ -195,3 +219,18 @@ def _decode(step: type[Step], method: str, raw: Mapping[str, Any]) -> dict[str, 
         value = raw[name]
         inputs[name] = hint(**value) if is_dataclass(hint) and isinstance(value, dict) else value  # type: ignore[operator]
     return inputs
+
+
+def _storable(hint: Any) -> bool:
+    """Return True if values of this type are JSON, or a dataclass of such values; what a foreign dict holds is trusted."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return all(_storable(item) for item in inner)
+    if origin in (dict, Mapping):
+        return inner[0] is str and _storable(inner[1])
+    if origin in (list, tuple, Sequence):
+        return all(item is Ellipsis or _storable(item) for item in inner)
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return all(_storable(hints[item.name]) for item in fields(hint))
+    return hint in (Any, object, str, int, float, bool, type(None)) or (isinstance(hint, type) and issubclass(hint, str))

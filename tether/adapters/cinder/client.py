@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import threading
@@ -51,7 +52,8 @@ class CinderClient(Cinder):
     Made by :func:`tether.adapters.cinder.session.open_cinder`. It may be used from several threads.
 
     Args:
-        build: makes a ``cinderclient.v3.client.Client`` for a microversion.
+        build: makes a ``cinderclient.v3.client.Client`` for a microversion and a request id.
+        request_id: ``req-<uuid>``, which Cinder writes into its logs with every call.
         endpoint: what the endpoint was configured as, for messages until it is known.
         service_token: True if requests carry a service token.
         request_ids: what the session's response hook writes to.
@@ -61,8 +63,9 @@ class CinderClient(Cinder):
 
     def __init__(
         self,
-        build: Callable[[str], Any],
+        build: Callable[[str, str], Any],
         *,
+        request_id: str,
         endpoint: str,
         service_token: bool,
         request_ids: RequestIds,
@@ -70,6 +73,7 @@ class CinderClient(Cinder):
         patience: float,
     ) -> None:
         self._build = build
+        self._request_id = request_id
         self._endpoint = endpoint
         self._service_token = service_token
         self._request_ids = request_ids
@@ -81,6 +85,14 @@ class CinderClient(Cinder):
 
     def identity(self) -> CinderIdentity:
         return self._open()[0]
+
+    def for_job(self, request_id: str) -> CinderClient:
+        if request_id == self._request_id:
+            return self
+        # It shares the session, and what is known of the server: nothing is asked anew.
+        client = copy.copy(self)
+        client._request_id, client._lock, client._client = request_id, threading.Lock(), None
+        return client
 
     def find_volume(self, name_or_id: str) -> Volume:
         if _is_uuid(name_or_id):
@@ -271,10 +283,11 @@ class CinderClient(Cinder):
         with self._lock:
             if self._identity is None:
                 call = self._call("ask for the versions of", "Cinder", "")
-                probe = self._build(BASE_MICROVERSION).client
+                probe = self._build(BASE_MICROVERSION, self._request_id).client
                 identity = self._repeat(lambda: self._send(call, lambda: self._ask_identity(probe)))
-                self._client = self._build(identity.microversion)
                 self._identity = identity
+            if self._client is None:
+                self._client = self._build(self._identity.microversion, self._request_id)
             return self._identity, self._client
 
     def _ask_identity(self, probe: Any) -> CinderIdentity:

@@ -152,6 +152,9 @@ class Cinder(Protocol):
     def identity(self) -> CinderIdentity:
         """Return which Cinder this is (one request, then remembered)."""
 
+    def for_job(self, request_id: str) -> Cinder:
+        """Return the same Cinder, sending this ``req-<uuid>`` with every call, so that its logs can be searched."""
+
     def find_volume(self, name_or_id: str) -> Volume:
         """Return the volume with this id, or the only one with this name.
 

@@ -55,10 +55,8 @@ def open_cinder(
         session.session.mount("https://", transport)
     request_ids = RequestIds()
     session.session.hooks["response"].append(request_ids.note)
-    # Left empty, cinderclient would send the id of Cinder's first answer with every later call.
-    options["global_request_id"] = global_request_id or f"req-{uuid.uuid4()}"
 
-    def build(microversion: str) -> Any:
+    def build(microversion: str, request_id: str) -> Any:
         from cinderclient.api_versions import APIVersion
         from cinderclient.v3.client import Client
 
@@ -69,11 +67,14 @@ def open_cinder(
             connect_retries=0,
             status_code_retries=0,
             logger=_wire_logger,
+            global_request_id=request_id,
             **options,
         )
 
     return CinderClient(
         build,
+        # Left empty, cinderclient would send the id of Cinder's first answer with every later call.
+        request_id=global_request_id or f"req-{uuid.uuid4()}",
         endpoint=settings.endpoint_override or f"cloud {settings.os_cloud or 'of the environment'}",
         service_token=settings.send_service_user_token,
         request_ids=request_ids,

@@ -1,0 +1,137 @@
+"""What a runner writes of its jobs: fenced by the job's lease, and committed together.
+
+Every write of a running job goes through here, and names the lease's generation: who has lost the lease writes nothing
+more. Flows of several threads that come to write while a commit is under way share the next one, so that eight jobs at
+a time need hardly more commits than one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tether.errors import Interrupted, LostLease, TetherError
+from tether.persistence.database import Database
+from tether.persistence.schema import flows, jobs, secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A runner's hold on a job.
+
+    Args:
+        generation: higher with each runner; what fences the one before.
+        ttl: seconds until it lapses if nothing is written.
+    """
+
+    job_id: str
+    generation: int
+    ttl: float
+
+
+@dataclass
+class Entry:
+    """What is to be written of one job in one transaction.
+
+    Args:
+        values: columns of the job's row.
+        flows: rows of ``tether_flows``, put in the place of those with the same id.
+        secrets: rows of ``tether_secrets``, likewise.
+        intent: a step is to start: refused while another command asks the runner to stop.
+    """
+
+    lease: Lease
+    values: Mapping[str, Any]
+    flows: Sequence[Mapping[str, Any]] = ()
+    secrets: Sequence[Mapping[str, Any]] = ()
+    intent: bool = False
+    done: bool = field(default=False, init=False)
+    error: BaseException | None = field(default=None, init=False)
+
+
+class Journal:
+    """The one writer of a database's running jobs in this process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._queue: list[Entry] = []
+        self._queue_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
+
+    def write(self, entry: Entry) -> None:
+        """Make an entry durable, together with those of other threads that wait.
+
+        Raises:
+            LostLease: another runner has taken the job over; nothing of the entry is kept.
+            Interrupted: the runner is asked to stop, and the entry was an intent; nothing of it is kept.
+            UncertainError: the database does not answer; the entry may or may not be there.
+        """
+        with self._queue_lock:
+            self._queue.append(entry)
+        with self._commit_lock:
+            if not entry.done:  # who had the lock before may have written it
+                with self._queue_lock:
+                    batch, self._queue = self._queue, []
+                self._commit(batch)
+        if entry.error is not None:
+            raise entry.error
+
+    def _commit(self, batch: list[Entry]) -> None:
+        try:
+            with self._database.write() as connection:
+                for entry in batch:
+                    self._put(connection, entry)
+        except TetherError as error:
+            for entry in batch:
+                entry.error = entry.error or error
+        finally:
+            for entry in batch:
+                entry.done = True
+
+    def _put(self, connection: sa.Connection, entry: Entry) -> None:
+        if not fence(connection, entry.lease, entry.values, intent=entry.intent):
+            entry.error = _why_fenced(connection, entry.lease)
+            return
+        for table, rows in ((flows, entry.flows), (secrets, entry.secrets)):
+            if rows:
+                connection.execute(_put_statement(table, connection.dialect.name), list(rows))
+
+
+def fence(connection: sa.Connection, lease: Lease, values: Mapping[str, Any], *, intent: bool = False) -> bool:
+    """Change a job's row inside the caller's transaction; return False if the lease is lost (or a stop is asked for)."""
+    statement = _update_statement(tuple(sorted(values)), intent)
+    changed = connection.execute(statement, {"b_id": lease.job_id, "b_generation": lease.generation, **values})
+    return changed.rowcount == 1
+
+
+def _why_fenced(connection: sa.Connection, lease: Lease) -> BaseException:
+    row = connection.execute(
+        sa.select(jobs.c.generation, jobs.c.asked).where(jobs.c.id == lease.job_id)
+    ).first()
+    if row is not None and row.generation == lease.generation:
+        return Interrupted(f"asked to stop ({row.asked})")
+    return LostLease(f"job {lease.job_id} was taken over by another runner")
+
+
+@functools.cache
+def _update_statement(names: tuple[str, ...], intent: bool) -> sa.Update:
+    statement = (
+        sa.update(jobs)
+        .where(jobs.c.id == sa.bindparam("b_id"), jobs.c.generation == sa.bindparam("b_generation"))
+        .values({name: sa.bindparam(name) for name in names})
+    )
+    return statement.where(jobs.c.asked.is_(None)) if intent else statement
+
+
+@functools.cache
+def _put_statement(table: sa.Table, dialect: str) -> Any:
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    keys = [column.name for column in table.primary_key]
+    others = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=others)

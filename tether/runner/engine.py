@@ -1,0 +1,145 @@
+"""TaskFlow's engine as a job needs it: flows are compiled once, and a step's failure is judged in one place.
+
+Three private attributes of TaskFlow are set here and nowhere else; a test holds them against the installed release:
+``_task_executor``, which its own engines set likewise, ``_compiler``, so that a flow is compiled once and not once a
+job, and ``Storage._lock``, whose bookkeeping of readers takes a quarter of an engine's time (ADR 9).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import networkx as nx
+from taskflow.engines.action_engine import compiler
+from taskflow.engines.action_engine.engine import ActionEngine
+from taskflow.engines.action_engine.executor import EXECUTED, REVERTED, TaskExecutor
+from taskflow.persistence import models
+from taskflow.types.failure import Failure
+
+from tether.errors import AttachmentLost, Blocked, OperatorNeeded, UncertainError
+from tether.flows.registry import Part
+from tether.persistence.ledger import Params
+from tether.persistence.logbook import JobBackend
+from tether.tasks.run import Run
+from tether.tasks.step import Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One flow, compiled.
+
+    Args:
+        effects: names of the steps that have an effect: their start is durable before it.
+        alone: names of the steps beside which no other can be under way; they need no thread of their own.
+    """
+
+    flow: Any
+    compiler: Any
+    effects: frozenset[str]
+    alone: frozenset[str]
+
+
+def plan_of(part: Part, params: Params) -> Plan:
+    """Return the plan of a job's flow; jobs of one case share it."""
+    return _plan(part, replace(Params(), dialect=params.dialect, data_path=params.data_path, encrypted=params.encrypted))
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(part: Part, case: Params) -> Plan:
+    flow = part.build(case)
+    compiled = compiler.PatternCompiler(flow)
+    compiled.compile()
+    graph = nx.DiGraph((before, after) for before, after, _data in flow.iter_links())
+    graph.add_nodes_from(step for step, _data in flow.iter_nodes())
+    alone = {
+        step.name
+        for step in graph
+        if len(nx.ancestors(graph, step)) + len(nx.descendants(graph, step)) + 1 == len(graph)
+    }
+    return Plan(flow, compiled, frozenset(step.name for step in graph if step.book), frozenset(alone))
+
+
+class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
+    """An engine for one flow of one run."""
+
+    def __init__(self, plan: Plan, run: Run, detail: models.FlowDetail, backend: JobBackend, pool: Executor) -> None:
+        super().__init__(plan.flow, detail, backend, {"gather_statistics": False})
+        self._compiler = plan.compiler
+        self._task_executor = StepExecutor(run, plan.alone, pool)
+        self.storage._lock = _StorageLock()
+
+
+class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
+    """Runs the steps of one run: in the engine's own thread where nothing can run beside them, else in the pool.
+
+    TaskFlow turns every failed step into an undo of the flow, and every failed undo into REVERT_FAILURE, after which a
+    second run reports a false *reverted*. Here such failures leave the engine as :class:`Blocked`, which keeps the step
+    as it is, to be taken up again.
+    """
+
+    def __init__(self, run: Run, alone: frozenset[str], pool: Executor) -> None:
+        self._run = run
+        self._alone = alone
+        self._pool = pool
+        self._steps: dict[str, Step] = {}
+
+    def execute_task(
+        self, task: Step, task_uuid: str, arguments: dict[str, Any], progress_callback: Any = None
+    ) -> Future[Any]:
+        return self._start(task, EXECUTED, lambda step: step.execute(**arguments))
+
+    def revert_task(
+        self,
+        task: Step,
+        task_uuid: str,
+        arguments: dict[str, Any],
+        result: Any,
+        failures: Any,
+        progress_callback: Any = None,
+    ) -> Future[Any]:
+        return self._start(task, REVERTED, lambda step: step.revert(result, failures, **arguments))
+
+    def _start(self, task: Step, outcome: str, work: Callable[[Step], Any]) -> Future[Any]:
+        step = self._steps.get(task.name)
+        if step is None:
+            step = self._steps[task.name] = task.bound(self._run)
+        future: Future[Any]
+        if task.name in self._alone:
+            future = Future()
+            future.set_result((outcome, _judged(step, outcome, work)))
+        else:
+            future = self._pool.submit(lambda: (outcome, _judged(step, outcome, work)))
+            self._run.futures.append(future)
+        future.atom = task  # type: ignore[attr-defined]  # by which the engine knows it
+        return future
+
+
+def _judged(step: Step, outcome: str, work: Callable[[Step], Any]) -> Any:
+    try:
+        return work(step)
+    except Exception as error:  # the border of a step, as TaskFlow's own executors draw it
+        if outcome == REVERTED:
+            raise Blocked(step.code, error, undoing=True) from error
+        step.run.failed(step.code, error)
+        lost = isinstance(error, AttachmentLost)
+        waiting = step.pending_blocks and isinstance(error, UncertainError)
+        if isinstance(error, OperatorNeeded) or waiting or (step.forward_only and not lost):
+            raise Blocked(step.code, error, undoing=False) from error
+        return Failure()
+
+
+class _StorageLock:
+    """A plain lock where TaskFlow has one for many readers: one engine's storage has hardly more than one user."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def read_lock(self) -> Any:
+        return self._lock
+
+    write_lock = read_lock
