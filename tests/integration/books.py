@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import traceback
@@ -15,10 +16,12 @@ import sqlalchemy as sa
 
 from tether.clock import SystemClock
 from tether.persistence.database import Database
-from tether.persistence.leases import Leases, Owner
+from tether.persistence.journal import Lease
+from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger, MappingRow, Params, Place
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
+from tether.persistence.owner import Owner
 
 PLACE = Place("http://cinder.test", "p", "test:///default", "m", "iqn.test", "", "b")
 
@@ -30,7 +33,7 @@ def a_job(**changes: Any) -> Job:
         id=name,
         kind="attach",
         version=1,
-        state="queued",
+        state="running",
         volume_id=str(uuid.uuid4()),
         volume_name="vol",
         server_id=str(uuid.uuid4()),
@@ -38,6 +41,7 @@ def a_job(**changes: Any) -> Job:
         request_id=f"req-{name}",
         params=Params(),
         place=PLACE,
+        attempts=1,
     )
     return replace(job, **changes)
 
@@ -80,9 +84,20 @@ class Books:
         finally:
             engine.dispose()
 
-    def another(self) -> Leases:
-        """Return the leases as another run sees them."""
-        return Leases(self.database, SystemClock(), 30.0, Owner.current())
+    def another(self, **who: Any) -> Leases:
+        """Return the leases as another run sees them, or a process that differs in ``who``."""
+        return Leases(self.database, SystemClock(), 30.0, replace(Owner.current(), **who))
+
+    def held_job(self, leases: Leases | None = None, **changes: Any) -> tuple[Job, Lease]:
+        """Store a job that is held from its start, by these leases' owner."""
+        job = a_job(**changes)
+        lease, columns = (leases or self.leases).first(job.id)
+        return self.ledger.add_job(job, **columns), lease
+
+    def steps(self) -> dict[str, str]:
+        """Return the states of all steps as another process sees them, by name."""
+        documents = [json.loads(text) for (text,) in self.rows("SELECT steps FROM tether_flows")]
+        return {step["name"]: step["state"] for document in documents for step in document}
 
 
 @contextmanager
@@ -93,7 +108,7 @@ def opened(url: str, *, ready: bool = True) -> Iterator[Books]:
     try:
         if ready:
             upgrade(database)
-        yield Books(url, database, Ledger(database, clock), leases, Logbook(database, clock, leases))
+        yield Books(url, database, Ledger(database, clock), leases, Logbook(database, clock))
     finally:
         database.close()
 

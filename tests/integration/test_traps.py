@@ -18,14 +18,12 @@ from tests.crash import judge
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, Outcome, SimWorld
 from tests.integration.books import a_job
 from tether.errors import FinalError, Interrupted
-from tether.flows import registry
 from tether.flows.registry import Part
-from tether.persistence.ledger import Job
+from tether.persistence.ledger import Job, Params
 from tether.runner.jobs import Runner
 from tether.runner.world import World, open_world
 from tether.settings import Settings
 from tether.sim.world import fit
-from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 
@@ -35,7 +33,8 @@ def ask(sim: SimWorld, statement: str) -> list[Any]:
 
 
 def step_states(sim: SimWorld) -> dict[str, str]:
-    return {name.partition("/")[0]: state for name, state in ask(sim, "SELECT name, state FROM tether_steps")}
+    documents = [json.loads(text) for (text,) in ask(sim, "SELECT steps FROM tether_flows")]
+    return {step["name"].partition("/")[0]: step["state"] for document in documents for step in document}
 
 
 def attach(sim: SimWorld, *faults: str) -> Outcome:
@@ -186,27 +185,27 @@ def did(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class Jobs:
     """Runs jobs whose flow is made of test steps."""
 
-    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.world, self._patch = world, monkeypatch
-        self.runner = Runner(world.tools, world.logbook)
+    def __init__(self, world: World) -> None:
+        self.parts: tuple[Part, ...] = ()
+        self.runner = Runner(world.tools, world.logbook, parts=lambda _kind, _version: self.parts)
 
     def run(self, *steps: type[Step], chained: bool) -> Job:
         """Run a new job over these steps, in order or side by side."""
 
-        def build(run: Run) -> graph_flow.Flow:
-            made = [step(run) for step in steps]
+        def build(_params: Params) -> graph_flow.Flow:
+            made = [step() for step in steps]
             flow = graph_flow.Flow("attach").add(*made)
             for before, after in pairwise(made) if chained else ():
                 flow.link(before, after)
             return flow
 
-        self._patch.setitem(registry._PARTS, ("attach", 1), (Part("attach", build),))
-        return self.runner.run(self.world.tools.ledger.add_job(a_job(place=self.runner.place())))
+        self.parts = (Part("attach", build),)
+        return self.runner.run(self.runner.add(a_job(place=self.runner.place())))
 
 
 @pytest.fixture
-def jobs(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
-    made = Jobs(world, monkeypatch)
+def jobs(world: World) -> Iterator[Jobs]:
+    made = Jobs(world)
     yield made
     made.runner.close()
 
@@ -266,8 +265,8 @@ class Sibling(Own):
         Sibling.going.set()
         assert self.run.wake.wait(20), "the run was never told to stop"
         threading.Event().wait(0.5)  # long enough for a runner that does not wait to give its lease up
-        lease = self.tools.leases.get(self.job.lease)
-        self.did.append("sibling held" if lease and lease.owner.token == self.tools.leases.me.token else "sibling free")
+        runner = self.tools.ledger.job(self.job.id).runner
+        self.did.append("sibling held" if runner == self.tools.leases.me else "sibling free")
 
 
 def test_a_sibling_in_flight_is_waited_for_before_the_lease_is_given_up(
@@ -277,7 +276,7 @@ def test_a_sibling_in_flight_is_waited_for_before_the_lease_is_given_up(
     job = jobs.run(Leaves, Sibling, chained=False)
     assert did == ["sibling held"]
     assert (job.state, job.exit_code) == ("running", None), "interrupted: to be resumed"
-    assert world.tools.leases.get(job.lease) is None
+    assert job.runner is None
     stored = world.logbook.flow(job.id, "attach")
     assert stored is not None
     assert {atom.name: atom.state for atom in stored} == {"leaves/1": states.RUNNING, "sibling/1": states.RUNNING}

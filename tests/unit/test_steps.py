@@ -63,16 +63,14 @@ def a_run(params: Params, settings: Settings | None = None) -> Any:
     place = Place("http://cinder.test", "p", "test:///", "m", "iqn.test", "", "b")
     names = ("volume-id", "vol", "server-id", "guest")
     job = Job("j", "attach", 1, "running", *names, request_id="req-j", params=params, place=place)
-    ledger = SimpleNamespace(update_job=lambda _job, **_values: None)
-    tools: Any = SimpleNamespace(clock=SystemClock(), settings=settings or Settings(), ledger=ledger)
-    return Run(tools=tools, job=job)
+    tools: Any = SimpleNamespace(clock=SystemClock(), settings=settings or Settings())
+    return Run(tools=tools, job=job, store=lambda **_values: None, note=lambda **_values: None)
 
 
 def flows_of(params: Params) -> Iterator[graph_flow.Flow]:
-    run = a_run(params)
     for kind, version in CURRENT.items():
         for part in parts(kind, version):
-            yield part.build(run)
+            yield part.build(params)
 
 
 # -- the rules of a step -------------------------------------------------------------------------------------
@@ -161,9 +159,8 @@ def test_every_input_is_an_earlier_result_of_the_same_type(params: Params) -> No
 
 def test_a_missing_result_is_found_before_anything_runs() -> None:
     """The check above would be worth nothing if TaskFlow accepted such a flow."""
-    run = a_run(Params())
-    reads, chain = attach.steps(run.job.params)
-    flow = attach.link("attach", [step(run) for step in reads], [step(run) for step in chain if step.gives != "export"])
+    reads, chain = attach.steps(Params())
+    flow = attach.link("attach", [step() for step in reads], [step() for step in chain if step.gives != "export"])
     engine = engines.load(flow)
     engine.compile()
     engine.prepare()
@@ -214,23 +211,23 @@ def _chain(words: str) -> set[tuple[str, str]]:
 def test_the_graph_of_an_attach(params: Params) -> None:
     host = "connect-host verify-device" + " open-encryption" * params.encrypted if params.data_path == "host" else ""
     words = ATTACH[params.dialect].replace("HOST", host)
-    flow = attach.build(a_run(params))
+    flow = attach.build(params)
     assert _edges(flow) == _chain(words) | {(read, "check-attachable") for read in READS}
     assert {task.label for task, _data in flow.iter_nodes()} == {*READS, *words.split()}
 
 
 @each_case
 def test_the_two_graphs_of_a_detach(params: Params) -> None:
-    run = a_run(params)
-    assert _edges(detach.build_guest(run)) == _chain("check-detachable begin-detaching unplug-persistent unplug-live")
+    assert _edges(detach.build_guest(params)) == _chain(
+        "check-detachable begin-detaching unplug-persistent unplug-live"
+    )
     on_host = params.data_path == "host"
     words = f"undefine-secret {'close-encryption' * (on_host and params.encrypted)} {'disconnect-host' * on_host}"
-    assert _edges(detach.build_release(run)) == _chain(f"{words} {RELEASE[params.dialect]} delete-mapping")
+    assert _edges(detach.build_release(params)) == _chain(f"{words} {RELEASE[params.dialect]} delete-mapping")
 
 
 @each_case
 def test_past_the_pivot_nothing_can_be_undone_and_before_it_everything(params: Params) -> None:
-    run = a_run(params)
     chain = [step for group in attach.steps(params) for step in group]
     pivot = next(index for index, step in enumerate(chain) if step.code == "plug-live/1")
     assert [step.code for step in chain[: pivot + 1] if step.forward_only] == []
@@ -238,7 +235,7 @@ def test_past_the_pivot_nothing_can_be_undone_and_before_it_everything(params: P
     assert not any(step.forward_only for step in detach.guest_steps())
     assert all(step.forward_only for step in detach.release_steps(params))
     assert [part.revertible for part in parts("detach", CURRENT["detach"])] == [True, False]
-    assert len(list(attach.build(run).iter_nodes())) == len(chain)
+    assert len(list(attach.build(params).iter_nodes())) == len(chain)
 
 
 # -- how a step behaves --------------------------------------------------------------------------------------
@@ -250,8 +247,8 @@ class Effect(Step):
     code = "try-it/1"
     book = "cinder"
 
-    def __init__(self, run: Any) -> None:
-        super().__init__(run)
+    def __init__(self) -> None:
+        super().__init__()
         self.calls: list[str] = []
         self.fails: list[BaseException] = []
 
@@ -278,7 +275,7 @@ QUICK = replace(
 
 @pytest.fixture
 def effect() -> Effect:
-    return Effect(a_run(Params(), QUICK))
+    return Effect().bound(a_run(Params(), QUICK))
 
 
 @pytest.fixture

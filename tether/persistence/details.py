@@ -13,6 +13,7 @@ from typing import Any
 
 from taskflow import states
 from taskflow.persistence import models
+from taskflow.storage import META_PROGRESS
 from taskflow.types.failure import Failure
 
 from tether.errors import FinalError
@@ -67,8 +68,9 @@ def encode_atom(atom: models.AtomDetail, history: Iterable[tuple[str, float]]) -
         data["failure"] = _failure(atom.failure)
     if atom.revert_failure is not None:
         data["revert_failure"] = _failure(atom.revert_failure)
-    if atom.meta:
-        data["meta"] = atom.meta
+    meta = {name: value for name, value in atom.meta.items() if name != META_PROGRESS}  # the state says it
+    if meta:
+        data["meta"] = meta
     if atom.version is not None:
         data["version"] = atom.version
     return json.dumps(data, separators=(",", ":"))

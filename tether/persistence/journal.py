@@ -104,16 +104,14 @@ class Journal:
 
 
 def fence(connection: sa.Connection, lease: Lease, values: Mapping[str, Any], *, intent: bool = False) -> bool:
-    """Change a job's row inside the caller's transaction; return False if the lease is lost (or a stop is asked for)."""
+    """Change a job's row in the caller's transaction; return False if the lease is lost (or a stop is asked for)."""
     statement = _update_statement(tuple(sorted(values)), intent)
     changed = connection.execute(statement, {"b_id": lease.job_id, "b_generation": lease.generation, **values})
     return changed.rowcount == 1
 
 
 def _why_fenced(connection: sa.Connection, lease: Lease) -> BaseException:
-    row = connection.execute(
-        sa.select(jobs.c.generation, jobs.c.asked).where(jobs.c.id == lease.job_id)
-    ).first()
+    row = connection.execute(sa.select(jobs.c.generation, jobs.c.asked).where(jobs.c.id == lease.job_id)).first()
     if row is not None and row.generation == lease.generation:
         return Interrupted(f"asked to stop ({row.asked})")
     return LostLease(f"job {lease.job_id} was taken over by another runner")

@@ -146,11 +146,11 @@ class Leases:
             yield
         finally:
             with self._database.write() as connection:
-                connection.execute(
-                    sa.delete(leases).where(leases.c.name == name, leases.c.token == self.me.token)
-                )
+                connection.execute(sa.delete(leases).where(leases.c.name == name, leases.c.token == self.me.token))
 
 
 def held(what: str, by: str, job: str) -> HeldError:
     """Return the refusal of what another runner holds."""
-    return HeldError(f"{what} is held by {by}", resource=what, hint=f"wait for it, or see: tether job show {job or '--last'}")
+    return HeldError(
+        f"{what} is held by {by}", resource=what, hint=f"wait for it, or see: tether job show {job or '--last'}"
+    )

@@ -276,7 +276,9 @@ class Ledger:
     def ask(self, job_id: str, what: str) -> None:
         """Ask the runner of a job for something: it looks for it once a second, and before each step."""
         with self._database.write() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None)).values(asked=what))
+            connection.execute(
+                sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None)).values(asked=what)
+            )
 
     # -- mappings -------------------------------------------------------------------------------------------
 

@@ -83,9 +83,7 @@ class JobBackend(base.Backend):  # type: ignore[misc]  # taskflow has no types
 class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no types
     """Buffers what the engine saves, and writes it at barriers."""
 
-    def __init__(
-        self, backend: JobBackend, logbook: Logbook, lease: Lease, has_effect: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, backend: JobBackend, logbook: Logbook, lease: Lease, has_effect: Callable[[str], bool]) -> None:
         self._backend = backend
         self._logbook = logbook
         self._lease = lease
@@ -117,7 +115,9 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
         with self._lock:
             flow = self._flows.get(flow_detail.uuid)
             if flow is None:
-                flow = self._flows[flow_detail.uuid] = _Flow(self._lease.job_id, flow_detail, self._logbook.clock.time())
+                flow = self._flows[flow_detail.uuid] = _Flow(
+                    self._lease.job_id, flow_detail, self._logbook.clock.time()
+                )
             flow.set(flow_detail.state, flow_detail.meta)
             for atom in flow_detail:
                 self._flow_of[atom.uuid] = flow
@@ -270,17 +270,16 @@ class _Flow:
 
     def put(self, atom: models.AtomDetail, now: float) -> bool:
         """Note a step as it is now; return True if its state has changed."""
-        before = self._atoms.get(atom.uuid)
         self._atoms[atom.uuid] = atom
         self._texts.pop(atom.uuid, None)
         if is_untouched(atom):
             return False
         self.dirty = True
         history = self._history.setdefault(atom.uuid, list(getattr(atom, "history", [])))
-        changed = before is None or before.state != atom.state
-        if changed and (not history or history[-1][0] != atom.state):
-            history.append((atom.state, round(now, 3)))
-        return changed
+        if history and history[-1][0] == atom.state:
+            return False
+        history.append((atom.state, round(now, 3)))
+        return True
 
     def is_busy(self, has_effect: Callable[[str], bool]) -> bool:
         """Return True while a step with an effect is under way."""

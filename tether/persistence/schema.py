@@ -15,9 +15,8 @@ VERSION_TABLE = "tether_schema_version"
 metadata = MetaData()
 
 
-
 def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
-    """Return an index over the rows that ``where`` selects: the finished jobs, which are nearly all, cost it nothing."""
+    """Return an index over the rows that ``where`` selects; finished jobs, which are nearly all, cost it nothing."""
     condition: dict[str, Any] = {f"{dialect}_where": text(where) for dialect in ("sqlite", "postgresql")}
     return Index(name, *columns, unique=unique, **condition)
 

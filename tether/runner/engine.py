@@ -46,7 +46,9 @@ class Plan:
 
 def plan_of(part: Part, params: Params) -> Plan:
     """Return the plan of a job's flow; jobs of one case share it."""
-    return _plan(part, replace(Params(), dialect=params.dialect, data_path=params.data_path, encrypted=params.encrypted))
+    return _plan(
+        part, replace(Params(), dialect=params.dialect, data_path=params.data_path, encrypted=params.encrypted)
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -71,7 +73,7 @@ class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
         super().__init__(plan.flow, detail, backend, {"gather_statistics": False})
         self._compiler = plan.compiler
         self._task_executor = StepExecutor(run, plan.alone, pool)
-        self.storage._lock = _StorageLock()
+        self.storage._lock = _StorageLock()  # noqa: SLF001 - see above
 
 
 class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
@@ -93,7 +95,7 @@ class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
     ) -> Future[Any]:
         return self._start(task, EXECUTED, lambda step: step.execute(**arguments))
 
-    def revert_task(
+    def revert_task(  # noqa: PLR0917 - as TaskFlow calls it
         self,
         task: Step,
         task_uuid: str,

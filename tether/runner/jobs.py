@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -76,9 +75,7 @@ class Runner:
         parts: the flows of a job, by its kind and version.
     """
 
-    def __init__(
-        self, tools: Toolbox, logbook: Logbook, watch: Watch | None = None, parts: Parts = parts
-    ) -> None:
+    def __init__(self, tools: Toolbox, logbook: Logbook, watch: Watch | None = None, parts: Parts = parts) -> None:
         self.tools = tools
         self.logbook = logbook
         self.watch = watch

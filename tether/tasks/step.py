@@ -222,7 +222,7 @@ def _decode(step: type[Step], method: str, raw: Mapping[str, Any]) -> dict[str, 
 
 
 def _storable(hint: Any) -> bool:
-    """Return True if values of this type are JSON, or a dataclass of such values; what a foreign dict holds is trusted."""
+    """Return True if values of this type are JSON, or a dataclass of such; what a foreign dict holds is trusted."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return all(_storable(item) for item in inner)
@@ -233,4 +233,6 @@ def _storable(hint: Any) -> bool:
     if is_dataclass(hint):
         hints = get_type_hints(hint)
         return all(_storable(hints[item.name]) for item in fields(hint))
-    return hint in (Any, object, str, int, float, bool, type(None)) or (isinstance(hint, type) and issubclass(hint, str))
+    return hint in (Any, object, str, int, float, bool, type(None)) or (
+        isinstance(hint, type) and issubclass(hint, str)
+    )

@@ -91,7 +91,7 @@ class CinderClient(Cinder):
             return self
         # It shares the session, and what is known of the server: nothing is asked anew.
         client = copy.copy(self)
-        client._request_id, client._lock, client._client = request_id, threading.Lock(), None
+        vars(client).update(_request_id=request_id, _lock=threading.Lock(), _client=None)
         return client
 
     def find_volume(self, name_or_id: str) -> Volume:
