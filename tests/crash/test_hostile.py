@@ -129,7 +129,7 @@ def test_nothing_is_released_under_a_disk_that_came_back(sim: SimWorld, tmp_path
     assert sim.tether("attach", "vol1", "guest1", config=str(config)).code == DONE
     live = sim.directory / "guests" / GUEST1 / "live.xml"
     with_disk = live.read_text()
-    words = ("--fault", "commit.detach-guest.end.after=kill", "detach", "vol1", "guest1")
+    words = ("--fault", "undefine-secret.act.before=kill", "detach", "vol1", "guest1")
     assert sim.tether(*words, config=str(config)).code == KILLED
     without_disk = live.read_text()
     live.write_text(with_disk)

@@ -95,10 +95,7 @@ def test_who_waits_can_leave_without_harm(sim: SimWorld, number: int, code: int)
 
 
 def test_a_job_whose_runner_died_before_it_began_is_not_waited_for(sim: SimWorld) -> None:
-    assert run(sim, "--fault", "commit.read-volume.act.before=kill", *ATTACH).code == KILLED
-    with closing(sqlite3.connect(sim.directory / "tether.sqlite")) as connection, connection:
-        connection.execute("DELETE FROM tether_leases")
-        connection.execute("UPDATE tether_jobs SET state = 'queued', created_at = created_at - 60")
+    assert run(sim, "--fault", "commit.job.begin.after=kill", *ATTACH).code == KILLED
     for words in (ATTACH, (*ATTACH, "--no-wait")):
         done = run(sim, *words)
         assert done.code == 5, done.err

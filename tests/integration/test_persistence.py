@@ -1,23 +1,22 @@
-"""Tables, migrations, ledger and leases on SQLite and on PostgreSQL."""
+"""Tables, migrations and the ledger on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from tests.integration.books import Books, a_job, a_mapping, forked, kill, opened, other_process
-from tether.errors import ConfigError, ConflictError, HeldError, LostLease, NotFound, UncertainError
+from tests.integration.books import Books, a_job, a_mapping, forked, opened
+from tether.errors import ConfigError, ConflictError, HeldError, NotFound, UncertainError
 from tether.persistence import schema
 from tether.persistence.database import Database
-from tether.persistence.leases import Lease
+from tether.persistence.journal import Lease
 from tether.persistence.ledger import ConnectionRow
 from tether.persistence.migrations import upgrade
 
@@ -130,8 +129,15 @@ def test_a_job_is_read_as_it_was_written(books: Books) -> None:
     job = a_job(volume_name="Größe <&> \"q\" 'é'", idempotency_key="k")
     stored = books.ledger.add_job(job)
     assert stored == replace(job, created_at=stored.created_at, updated_at=stored.updated_at)
-    books.ledger.update_job(job.id, error={"message": "m"}, exit_code=4, state="blocked")
+    assert books.ledger.job(job.id) == stored
+    end(books, job.id, error={"message": "m"}, exit_code=4, state="blocked")
     assert (books.ledger.job(job.id).error, books.ledger.job(job.id).open) == ({"message": "m"}, True)
+
+
+def end(books: Books, job_id: str, **values: Any) -> None:
+    """Change a job's row as its runner would."""
+    generation = books.ledger.job(job_id).generation
+    books.logbook.backend(Lease(job_id, generation, 30.0)).get_connection().store(**values)
 
 
 def test_one_open_job_a_volume(books: Books) -> None:
@@ -140,17 +146,17 @@ def test_one_open_job_a_volume(books: Books) -> None:
         books.ledger.add_job(a_job(volume_id=first.volume_id))
     assert first.id in caught.value.hint
     for state in ("running", "blocked"):
-        books.ledger.update_job(first.id, state=state)
+        end(books, first.id, state=state)
         with pytest.raises(HeldError):
             books.ledger.add_job(a_job(volume_id=first.volume_id))
-    books.ledger.update_job(first.id, state="rolled-back")
+    end(books, first.id, state="rolled-back")
     assert books.ledger.open_job(first.volume_id) is None
     books.ledger.add_job(a_job(volume_id=first.volume_id))
 
 
 def test_one_job_an_idempotency_key_also_when_it_has_ended(books: Books) -> None:
     first = books.ledger.add_job(a_job(idempotency_key="k"))
-    books.ledger.update_job(first.id, state="attached")
+    end(books, first.id, state="attached")
     with pytest.raises(ConflictError, match="'k'"):
         books.ledger.add_job(a_job(idempotency_key="k"))
     assert books.ledger.job_of_key("k") == books.ledger.job(first.id)
@@ -193,117 +199,3 @@ def test_a_beginning_that_names_no_job(books: Books, name: str) -> None:
     books.ledger.add_job(a_job())
     with pytest.raises(NotFound):
         books.ledger.job(name)
-
-
-# -- leases --------------------------------------------------------------------------------------------------
-
-
-def test_a_living_process_keeps_its_lease(books: Books) -> None:
-    def take() -> None:
-        with opened(books.url, ready=False) as theirs:
-            theirs.leases.take("job:x")
-
-    books.database.close()  # no connection may be shared with the child
-    with other_process(take) as pid:
-        with pytest.raises(HeldError, match=f"process {pid} ") as caught:
-            books.leases.take("job:x", job="x")
-        assert "tether job show x" in caught.value.hint
-        assert books.leases.is_live("job:x")
-
-
-@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
-def test_a_killed_process_on_this_host_loses_its_lease(books: Books, *, reaped: bool) -> None:
-    def take() -> None:
-        with opened(books.url, ready=False) as theirs:
-            theirs.leases.take("job:x")
-
-    books.database.close()
-    with other_process(take) as pid:
-        theirs = books.leases.get("job:x")
-        if reaped:
-            kill(pid)
-        else:
-            os.kill(pid, 9)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert not books.leases.is_live("job:x")
-        mine = books.leases.take("job:x")
-    assert theirs is not None
-    assert mine.generation == theirs.generation + 1
-    with pytest.raises(LostLease):
-        books.leases.renew(theirs)
-    books.leases.renew(mine)
-
-
-def test_a_process_of_another_host_is_never_taken_for_dead(books: Books) -> None:
-    far = books.another()
-    far.me = replace(far.me, machine_id="another", pid=2**22 + 1)
-    far.take("job:x")
-    with pytest.raises(HeldError):
-        books.leases.take("job:x")
-
-
-def test_a_process_of_an_earlier_boot_is_dead(books: Books) -> None:
-    earlier = books.another()
-    earlier.me = replace(earlier.me, boot_id="earlier")
-    earlier.take("job:x")
-    assert books.leases.take("job:x").generation == 2
-
-
-def test_a_process_id_that_was_used_again_is_dead(books: Books) -> None:
-    earlier = books.another()
-    earlier.me = replace(earlier.me, start_time=earlier.me.start_time - 1)
-    earlier.take("job:x")
-    assert books.leases.take("job:x").generation == 2
-
-
-def test_two_runs_of_one_process_exclude_each_other(books: Books) -> None:
-    lease = books.leases.take("server:x")
-    other = books.another()
-    with pytest.raises(HeldError):
-        other.take("server:x")
-    assert books.leases.take("server:x").generation == lease.generation, "one's own may be taken again"
-    books.leases.release(lease)
-    other.take("server:x")
-
-
-def test_who_was_fenced_can_neither_renew_nor_release(books: Books) -> None:
-    earlier = books.another()
-    earlier.me = replace(earlier.me, boot_id="earlier")
-    old = earlier.take("job:x")
-    new = books.leases.take("job:x")
-    earlier.release(old)
-    assert books.leases.get("job:x") == replace(new, expires_at=books.leases.get("job:x").expires_at)  # type: ignore[union-attr]
-    with pytest.raises(LostLease, match="taken over"):
-        earlier.renew(old)
-
-
-@pytest.mark.parametrize("dead", [False, True], ids=["free", "of-a-dead-owner"])
-def test_many_who_want_one_lease_and_one_who_gets_it(books: Books, *, dead: bool) -> None:
-    for turn in range(5):
-        name = f"server:{turn}"
-        if dead:
-            earlier = books.another()
-            earlier.me = replace(earlier.me, boot_id="earlier")
-            earlier.take(name)
-        start = threading.Barrier(6, timeout=20)
-
-        def want(name: str, start: threading.Barrier) -> Lease | None:
-            with opened(books.url, ready=False) as theirs:
-                theirs.database.version()  # connected
-                start.wait()
-                try:
-                    return theirs.leases.take(name)
-                except HeldError:
-                    return None
-
-        with ThreadPoolExecutor(6) as pool:
-            got = [future.result(60) for future in [pool.submit(want, name, start) for _ in range(6)]]
-        assert len([lease for lease in got if lease]) == 1, got
-
-
-def test_a_lease_is_waited_for_and_given_back(books: Books) -> None:
-    with books.leases.held("server:x", wait=0), pytest.raises(HeldError), books.another().held("server:x", wait=0.2):
-        pytest.fail("both hold it")
-    with pytest.raises(RuntimeError), books.another().held("server:x", wait=0):
-        raise RuntimeError
-    assert books.leases.get("server:x") is None

@@ -102,12 +102,11 @@ def test_an_undo_that_goes_on_failing_stays_blocked(hasty: SimWorld) -> None:
 def test_a_flow_that_was_rolled_back_is_not_run_again(sim: SimWorld, moment: str, verb: str) -> None:
     """Killed between the last undo and the job's own row."""
     before = sim.books()
-    killed = attach(sim, "plug-live.act.before=fail", f"commit.attach.end.{moment}=kill")
+    killed = attach(sim, "plug-live.act.before=fail", f"commit.job.end.{moment}=kill")
     assert killed.code == KILLED
     assert judge.diff(before["cinder"], sim.books()["cinder"]) == []
-    assert ask(sim, "SELECT state FROM tether_jobs") == [("running",)]
-    if moment == "after":
-        assert ask(sim, "SELECT state FROM tether_flows") == [(states.REVERTED,)]
+    stored = ask(sim, "SELECT j.state, f.state FROM tether_jobs j JOIN tether_flows f ON f.job_id = j.id")
+    assert stored == ([("running", states.RUNNING)] if moment == "before" else [("rolled-back", states.REVERTED)])
     made = _attachments_ever(sim)
     done = sim.tether("job", verb, "--last")
     assert done.code == (ROLLED_BACK if verb == "resume" else DONE), done.err
@@ -123,7 +122,7 @@ def _attachments_ever(sim: SimWorld) -> set[str]:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_flow_that_had_ended_well_is_not_run_again(sim: SimWorld, moment: str) -> None:
-    assert attach(sim, f"commit.attach.end.{moment}=kill").code == KILLED
+    assert attach(sim, f"commit.job.end.{moment}=kill").code == KILLED
     held, made = sim.books(), _attachments_ever(sim)
     assert sim.tether("job", "resume", "--last").code == DONE
     assert sim.jobs() == [("attach", "attached")]
@@ -135,7 +134,7 @@ def test_a_first_flow_that_was_rolled_back_keeps_the_second_from_running(sim: Si
     """A detach is two flows: what TaskFlow calls reverted must not be followed by the release."""
     assert attach(sim).code == DONE
     before = sim.books()
-    words = ("--fault", "unplug-live.act.before=fail", "--fault", "commit.detach-guest.end.after=kill")
+    words = ("--fault", "unplug-live.act.before=fail", "--fault", "commit.job.end.before=kill")
     assert sim.tether(*words, "detach", "vol1", "guest1").code == KILLED
     done = sim.tether("job", "resume", "--last")
     assert done.code == ROLLED_BACK, done.err

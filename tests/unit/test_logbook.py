@@ -140,6 +140,7 @@ def test_a_flow_that_is_turned_back_is_stored_whole_in_one_transaction(
 
 def test_meta_is_kept(logbook: Logbook, connection: JobConnection, flow: models.FlowDetail) -> None:
     flow.meta = {"version": 1}
+    connection.update_flow_details(flow)
     put(connection, flow, "a/1", states.RUNNING)
     found = logbook.flow(JOB, "attach")
     assert found is not None

@@ -15,6 +15,7 @@ from taskflow import states
 from taskflow.persistence import models
 from taskflow.types.failure import Failure
 
+from tether import faults
 from tether.errors import (
     Blocked,
     ConflictError,
@@ -119,7 +120,9 @@ class Runner:
         """
         leases = self._leases()
         lease, columns = leases.first(job.id)
+        faults.point("commit.job.begin.before")
         stored = self.tools.ledger.add_job(job, **columns)
+        faults.point("commit.job.begin.after")
         self._new[job.id] = leases, lease
         return stored
 
