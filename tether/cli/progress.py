@@ -25,9 +25,11 @@ class Progress:
 
     Args:
         stderr: drawn on only if it is a terminal.
+        by_job: a row is a job and the step that it is at, instead of a step of the one job.
     """
 
-    def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False) -> None:
+    def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False, by_job: bool = False) -> None:
+        self._by_job = by_job
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
         self._heading = self._title = title
@@ -63,9 +65,13 @@ class Progress:
     def _on_event(self, event: Event) -> None:
         with self._lock:
             seconds = 0.0 if event.state in {"RUNNING", "REVERTING"} else event.seconds
-            self._rows[event.step] = (event.state, seconds)
+            row = f"{event.job_id[:8]} {event.step}" if self._by_job else event.step
+            if self._by_job:
+                for other in [name for name in self._rows if name.startswith(event.job_id[:8])]:
+                    del self._rows[other]
+            self._rows[row] = (event.state, seconds)
             if event.state == "FAILURE":
-                self._failed.add(event.step)
+                self._failed.add(row)
 
     def _table(self) -> Any:
         from rich.spinner import Spinner

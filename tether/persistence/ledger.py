@@ -243,8 +243,8 @@ class Ledger:
             raise NotFound("there is no job yet", hint="make one with: tether attach VOLUME SERVER")
         return found[0]
 
-    def list_jobs(self, *, open_only: bool = False, limit: int = 100) -> list[Job]:
-        """Return the newest jobs, newest first."""
+    def list_jobs(self, *, open_only: bool = False, limit: int | None = 100) -> list[Job]:
+        """Return the newest jobs, newest first; all of them without a limit."""
         query = sa.select(jobs).order_by(jobs.c.created_at.desc()).limit(limit)
         if open_only:
             query = query.where(jobs.c.open_volume.is_not(None))

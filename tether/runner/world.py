@@ -40,6 +40,7 @@ class Books:
     ledger: Ledger
     logbook: Logbook
     clock: Clock
+    database: Database
 
     def is_live(self, job: Job) -> bool:
         """Return True while a runner works on the job."""
@@ -55,7 +56,7 @@ def open_ledger(settings: Settings, *, sim: Path | None = None) -> Iterator[Book
         if sim:
             upgrade_once(database)
         database.check()
-        yield Books(Ledger(database, clock), Logbook(database, clock), clock)
+        yield Books(Ledger(database, clock), Logbook(database, clock), clock, database)
     finally:
         database.close()
 
