@@ -58,6 +58,8 @@ class Leases:
         with self._database.write() as connection:
             if not fence(connection, Lease(job.id, job.generation, self.ttl), {**values, **self.renewal, **changes}):
                 return None
+            if job.runner is not None:  # it lets go of the server too
+                connection.execute(sa.delete(leases).where(leases.c.token == job.runner.token))
         return Lease(job.id, job.generation + 1, self.ttl)
 
     @property
