@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from bench import peers, tether_side
+from bench import peers, profile, tether_side
 from bench.measure import Child, Sample, interleave, median, ratio, spread_of
 from bench.output import Findings, Place, Table, at_least, at_most, options, scratch
 
@@ -15,7 +15,7 @@ AT_A_TIME = 8
 STOCK_SHARE = 6
 
 BARE, TUNED = "bare TaskFlow", "bare, tether's options"
-TETHER, STOCK, DBOS, RAW = "tether", "stock backend", "DBOS", "raw commits"
+TETHER, STOCK, DBOS, SHIPPED, RAW = "tether", "stock backend", "DBOS", "DBOS as shipped", "raw commits"
 SQLITE, POSTGRESQL = "SQLite", "PostgreSQL"
 
 
@@ -31,8 +31,11 @@ def _makers() -> dict[str, tuple[Any, ...]]:
     }
     for database in (SQLITE, POSTGRESQL):
         raw = peers.RawSqlite if database == SQLITE else peers.RawPostgresql
-        kinds = ((TETHER, tether_side.make_world), (STOCK, peers.Stock), (DBOS, peers.Dbos), (RAW, raw))
-        found |= {_name(peer, database): (database, make) for peer, make in kinds}
+        kinds: dict[str, Any] = {TETHER: tether_side.make_world, STOCK: peers.Stock, DBOS: peers.Dbos}
+        if database == SQLITE:
+            kinds[SHIPPED] = peers.dbos_as_shipped
+        kinds[RAW] = raw
+        found |= {_name(peer, database): (database, make) for peer, make in kinds.items()}
     return found
 
 
@@ -93,6 +96,7 @@ def _commit_table(children: dict[str, Child]) -> Table:
 def main() -> None:
     """Measure, and print."""
     parser = options(__doc__ or "", rounds=5, flows=40)
+    parser.add_argument("--profile", action="store_true", help="also show where the CPU time of a tether flow goes")
     words = parser.parse_args()
     makers = _makers()
     for name in words.only or []:
@@ -110,12 +114,10 @@ def main() -> None:
         more = counts if words.quick else {name: max(AT_A_TIME, 2 * count) for name, count in counts.items()}
         together = interleave(children, rounds, more, AT_A_TIME)
         table = _commit_table(children)
+        profiled = profile.tables(place.sqlite("profiled"), flows) if words.profile else []
         findings.durability |= {name: facts for name, child in children.items() if (facts := child.call("facts"))}
-    findings.tables += [
-        _one_table(alone, 1, commits),
-        _one_table(together, AT_A_TIME, {}),
-        *([table] * bool(table.rows)),
-    ]
+    findings.tables += [_one_table(alone, 1, commits), _one_table(together, AT_A_TIME, {})]
+    findings.tables += [*([table] if table.rows else []), *profiled]
     most = max((row[3] for row in table.rows), default=None)
     findings.bars += _bars(alone, together, most)
     findings.show(as_json=words.json)

@@ -155,12 +155,13 @@ class Dbos:
 
     Args:
         url: an SQLAlchemy URL.
+        shipped: leave SQLite as the library has it.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, shipped: bool = False) -> None:
         from dbos import DBOS
 
-        if url.startswith("sqlite"):
+        if url.startswith("sqlite") and not shipped:
             full_sync(sa.Engine)  # it makes its engine inside, and connects at once
         step = DBOS.step(name="link")(_link)
 
@@ -191,6 +192,11 @@ class Dbos:
 
     def close(self) -> None:
         self._dbos.destroy()
+
+
+def dbos_as_shipped(url: str) -> Dbos:
+    """Return DBOS with SQLite as the library has it; on PostgreSQL there is no difference."""
+    return Dbos(url, shipped=True)
 
 
 def _link(_given: Any) -> dict[str, str]:
