@@ -150,7 +150,7 @@ def _serve(pipe: multiprocessing.connection.Connection, make: Callable[..., Any]
         try:
             method, args, words = pipe.recv()
         except EOFError:
-            return
+            os._exit(1)  # the other side is gone; jobs that are stopped inside a step would keep this one for ever
         try:
             cpu, wall = time.process_time(), time.perf_counter()
             result = getattr(peer, method)(*args, **words)
