@@ -169,11 +169,8 @@ def _git(*words: str) -> str:
 def _commit() -> str:
     """Return the commit that was measured, and whether the checkout differed from it."""
     commit = _git("rev-parse", "--short=12", "HEAD")
-    return (
-        f"{commit} with changes"
-        if commit and _git("status", "--porcelain", "--untracked-files=no")
-        else commit or "unknown"
-    )
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with changes" if commit and changed else commit or "unknown"
 
 
 @dataclass
