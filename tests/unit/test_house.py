@@ -136,7 +136,10 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     assert {(name, target) for name, target in targets if not (ROOT / name).parent.joinpath(target).exists()} == set()
 
 
-@pytest.mark.parametrize("script", ["bin/docs", "bin/test", "bin/try", "bin/tether", ".ci/run"])
+BENCHES = [f"bench/{name}" for name in ("overhead", "growth", "recovery", "memory", "report")]
+
+
+@pytest.mark.parametrize("script", ["bin/docs", "bin/test", "bin/try", "bin/tether", ".ci/run", *BENCHES])
 def test_scripts_stop_at_the_first_error(script: str) -> None:
     assert (ROOT / script).stat().st_mode & 0o111
     assert "set -euo pipefail" in _source(script)
