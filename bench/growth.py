@@ -70,7 +70,7 @@ def _open(stack: ExitStack, place: Place, database: str, size: int) -> Filled:
     with Child(Grown, url) as child:
         sample = child.call("sample")
     fill(url, size, tether_side.COPIED, sample)
-    broken = Child(tether_side.make_world, url, workers=INTERRUPTED)
+    broken = Child(tether_side.make_world, url)
     broken.call("park", [4] * INTERRUPTED)
     broken.kill()
     child = stack.enter_context(Child(Grown, url))

@@ -37,7 +37,7 @@ def main() -> None:
         for number in range(1, rounds + 1):
             for count in counts:
                 url = place.sqlite(f"tether-{number}-{count}")
-                child = Child(Held, url, workers=max(count, tether_side.WORKERS))
+                child = Child(Held, url)
                 found[count].append(child.call("held", count))
                 child.kill()
             note(f"round {number} of {rounds}")

@@ -27,7 +27,7 @@ def _makers() -> dict[str, tuple[Any, ...]]:
     """Return what makes each peer, in the order of a round, and the database it wants."""
     found: dict[str, tuple[Any, ...]] = {
         BARE: ("", peers.Bare),
-        TUNED: ("", peers.BareTuned, tether_side.ENGINE, tether_side.WORKERS),
+        TUNED: ("", peers.BareTuned, tether_side.ENGINE),
     }
     for database in (SQLITE, POSTGRESQL):
         raw = peers.RawSqlite if database == SQLITE else peers.RawPostgresql

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -97,22 +96,17 @@ class BareTuned(Bare):
 
     Args:
         options: the options.
-        workers: threads that the steps run in.
     """
 
-    def __init__(self, options: dict[str, Any], workers: int) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="step")
         self._own = threading.local()
 
     def run_one(self) -> None:
         # Two engines at a time on one flow object would share its tasks' listeners.
         if not hasattr(self._own, "flow"):
             self._own.flow = chain()
-        engines.load(self._own.flow, executor=self._pool, **self._options).run()
-
-    def close(self) -> None:
-        self._pool.shutdown()
+        engines.load(self._own.flow, **self._options).run()
 
 
 class Stock(Bare):

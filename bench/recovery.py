@@ -33,7 +33,7 @@ class Load:
 
 def _plain(url: str, load: Load) -> float:
     """Return the seconds that the jobs' remaining steps take without a crash."""
-    with Child(tether_side.make_world, url, effect=load.effect, workers=load.threads) as child:
+    with Child(tether_side.make_world, url, effect=load.effect) as child:
         seconds: float = child.call("run_prepared", load.plan, load.threads)
         _all_done(child, len(load.plan))
     return seconds
@@ -41,10 +41,10 @@ def _plain(url: str, load: Load) -> float:
 
 def _crashed(url: str, load: Load) -> tuple[float, float]:
     """Interrupt the jobs; return the seconds until all of them are finished, and those to find them."""
-    broken = Child(tether_side.make_world, url, workers=len(load.plan))
+    broken = Child(tether_side.make_world, url)
     broken.call("park", load.plan)
     broken.kill()
-    with Child(tether_side.make_world, url, effect=load.effect, workers=load.threads) as child:
+    with Child(tether_side.make_world, url, effect=load.effect) as child:
         count, found, _ = child.timed("count_interrupted")
         if count != len(load.plan):
             raise RuntimeError(f"{count} of {len(load.plan)} jobs are interrupted: {child.call('states')}")

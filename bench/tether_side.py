@@ -26,20 +26,19 @@ from tether.adapters.host.model import HostIdentity
 from tether.clock import SystemClock
 from tether.flows import attach, registry
 from tether.persistence.database import Database
-from tether.persistence.leases import Leases, Owner
-from tether.persistence.ledger import Job, Ledger
+from tether.persistence.leases import Leases
+from tether.persistence.ledger import Job, Ledger, Params
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
+from tether.persistence.owner import Owner
 from tether.runner.jobs import Runner
-from tether.runner.pool import StepPool
 from tether.runner.requests import Request, submit
 from tether.settings import Settings
-from tether.tasks.run import Run, Toolbox
+from tether.tasks.run import Toolbox
 from tether.tasks.step import Step
 
 #: The engine's options in the runner, for the peer that is TaskFlow with the same ones.
-ENGINE = {"engine": "parallel"}
-WORKERS = 16
+ENGINE = {"engine": "serial", "gather_statistics": False}
 #: The chain's version; of VERSION + N the first step is number N + 1.
 VERSION = 1000
 #: Jobs that are started at a time before they stop in a step, and the seconds after which one is lost.
@@ -86,7 +85,8 @@ def _link(number: int, *, first: bool) -> type[Step]:
         return RESULT
 
     # A step's parameters are its edges: these are made, not written nine times.
-    act.__annotations__ = {"return": dict} if first else {f"link{number - 1}": dict, "return": dict}
+    given = {} if first else {f"link{number - 1}": dict[str, str]}
+    act.__annotations__ = {**given, "return": dict[str, str]}
     members = {"code": f"link-{number}/1", "gives": f"link{number}", "book": "cinder", "act": act}
     return type(f"Link{number}", (Step,), members)
 
@@ -94,18 +94,17 @@ def _link(number: int, *, first: bool) -> type[Step]:
 def _part(skipped: int) -> registry.Part:
     links = [_link(number, first=number == skipped + 1) for number in range(skipped + 1, STEPS + 1)]
 
-    def build(run: Run) -> Any:
-        return attach.link("chain", [], [link(run) for link in links])
+    def build(_params: Params) -> Any:
+        return attach.link("chain", [], [link() for link in links])
 
     return registry.Part("chain", build)
 
 
-def _register() -> None:
-    for skipped in range(STEPS):
-        registry._PARTS["attach", VERSION + skipped] = (_part(skipped),)  # noqa: SLF001
+CHAINS = [_part(skipped) for skipped in range(STEPS)]
 
 
-_register()
+def _parts(_kind: str, version: int) -> Sequence[registry.Part]:
+    return (CHAINS[version - VERSION],)
 
 
 # -- the world -----------------------------------------------------------------------------------------------
@@ -113,6 +112,9 @@ _register()
 
 class _Cinder:
     """As much of Cinder as a request asks."""
+
+    def for_job(self, _request_id: str) -> _Cinder:
+        return self
 
     def identity(self) -> CinderIdentity:
         return CinderIdentity("http://cinder.invalid", "bench", "3.71", service_token=False)
@@ -144,10 +146,9 @@ class World:
     Args:
         url: an SQLAlchemy URL; the schema is made if there is none.
         effect: seconds that each step takes.
-        workers: steps at a time.
     """
 
-    def __init__(self, url: str, *, effect: float = 0.0, workers: int = WORKERS) -> None:
+    def __init__(self, url: str, *, effect: float = 0.0) -> None:
         EFFECTS.seconds = effect
         self.database = Database(url)
         if self.database.version() is None:
@@ -157,10 +158,8 @@ class World:
         leases = Leases(self.database, clock, settings.lease_ttl, Owner.current())
         ledger = Ledger(self.database, clock)
         fakes = cast(Any, _Cinder()), cast(Any, _Host()), cast(Any, _Guest()), cast(Any, None)
-        self.runner = Runner(Toolbox(*fakes, ledger, leases, clock, settings), Logbook(self.database, clock, leases))
-        if workers != WORKERS:
-            self.runner.pool.shutdown()
-            self.runner.pool = StepPool(workers)
+        tools = Toolbox(*fakes, ledger, leases, clock, settings)
+        self.runner = Runner(tools, Logbook(self.database, clock), parts=_parts)
         self.ledger = ledger
         self.seen = Seen(self.database.engine)
 
@@ -203,7 +202,7 @@ class World:
         submitted = len(self.seen.log)
         self.runner.run(job)
         log, self.seen.log = self.seen.log, None
-        intent = next(place for place, commit in enumerate(log) if "tether_steps" in commit.tables)
+        intent = next(place for place, commit in enumerate(log) if "tether_flows" in commit.tables)
         end = max(place for place, commit in enumerate(log) if commit.ends)
         return {
             "submit": submitted,
@@ -232,8 +231,8 @@ class World:
 
     def interrupted(self) -> list[Job]:
         """Find the jobs whose runner is gone."""
-        jobs = self.ledger.list_jobs(open_only=True, limit=10**6)
-        return [job for job in jobs if job.state in {"queued", "running"} and not self.runner.is_live(job)]
+        jobs = self.ledger.list_jobs(open_only=True, limit=None)
+        return [job for job in jobs if not self.runner.is_live(job)]
 
     def count_interrupted(self) -> int:
         """Return how many there are."""
@@ -289,9 +288,9 @@ class World:
             return [(text, judge(connection, text, given)) for text, given in texts.items()]
 
 
-def make_world(url: str, *, effect: float = 0.0, workers: int = WORKERS) -> World:
+def make_world(url: str, *, effect: float = 0.0) -> World:
     """Return tether over a database."""
-    return World(url, effect=effect, workers=workers)
+    return World(url, effect=effect)
 
 
 def _each(jobs: Sequence[Job], threads: int, work: Callable[[Job], Job]) -> None:
@@ -410,8 +409,7 @@ COPIED = (
         {"id": "job", "volume_id": "volume", "server_id": "server", "request_id": "request"},
         ("created_at", "updated_at", "finished_at"),
     ),
-    Copied("tether_flows", "job_id", "job", {"id": "flow", "job_id": "job"}, ("updated_at",)),
-    Copied("tether_steps", "flow_id", "flow", {"flow_id": "flow"}, ("updated_at",)),
+    Copied("tether_flows", "job_id", "job", {"id": "flow", "job_id": "job"}, ("created_at",)),
 )
 
 
