@@ -161,7 +161,7 @@ class World:
         tools = Toolbox(*fakes, ledger, leases, clock, settings)
         self.runner = Runner(tools, Logbook(self.database, clock), parts=_parts)
         self.ledger = ledger
-        self.seen = Seen(self.database.engine)
+        self.seen = Seen(self.database.engine, self.database.reader)
 
     # -- what every peer can ---------------------------------------------------------------------------------
 
@@ -326,14 +326,15 @@ class Commit:
 class Seen:
     """Counts what an engine sends, and keeps what is asked for."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, *engines: sa.Engine) -> None:
         self.statements = 0
         self.commits = 0
         self.log: list[Commit] | None = None
         self.texts: dict[str, Any] | None = None
         self._now = threading.local()
-        sa.event.listen(engine, "before_cursor_execute", self._on_statement)
-        sa.event.listen(engine, "commit", self._on_commit)
+        for engine in engines:
+            sa.event.listen(engine, "before_cursor_execute", self._on_statement)
+            sa.event.listen(engine, "commit", self._on_commit)
 
     def _on_statement(self, _connection: Any, _cursor: Any, text: str, given: Any, *_: Any) -> None:
         self.statements += 1
