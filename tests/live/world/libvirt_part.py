@@ -16,6 +16,9 @@ MOUNTS = {
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
+#: libvirtd looks this user and group up before it reads qemu.conf, and only Debian's libvirt-daemon-system makes them.
+#: The world's libvirtd sees them in copies of its own: the machine's accounts stay as they are.
+ACCOUNTS = {"passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin", "group": "libvirt-qemu:x:64055:"}
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -65,7 +68,8 @@ DOMAIN = """\
 def daemon(world: World) -> Daemon:
     """Return libvirtd in a mount namespace of its own, where libvirt's directories are the world's."""
     binds = "; ".join(f"mkdir -p {path}; mount --bind {world.libvirt / name} {path}" for name, path in MOUNTS.items())
-    script = f"set -e; {binds}; exec libvirtd --pid-file /run/libvirt/libvirtd.pid"
+    files = "; ".join(f"mount --bind {world.libvirt / name} /etc/{name}" for name in ACCOUNTS)
+    script = f"set -e; {binds}; {files}; exec libvirtd --pid-file /run/libvirt/libvirtd.pid"
     return Daemon(
         world, "libvirtd", "libvirtd", ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script]
     )
@@ -87,10 +91,20 @@ def virsh(world: World, *arguments: str, timeout: float = 60) -> str:
     return done.stdout
 
 
+def with_account(text: str, line: str) -> str:
+    """Return /etc/passwd's or /etc/group's text with one more line, unless that account is there."""
+    name = line.partition(":")[0]
+    if any(found.partition(":")[0] == name for found in text.splitlines()):
+        return text
+    return f"{text.rstrip()}\n{line}\n"
+
+
 def start_libvirt(world: World) -> None:
     """Start libvirtd unless it runs."""
     for name in MOUNTS:
         (world.libvirt / name).mkdir(parents=True, exist_ok=True)
+    for name, line in ACCOUNTS.items():
+        write(world.libvirt / name, with_account(Path("/etc", name).read_text(), line))
     write(world.libvirt / "etc/qemu.conf", QEMU_CONF)
     write(world.libvirt / "etc/libvirtd.conf", LIBVIRTD_CONF)
 
