@@ -93,7 +93,9 @@ REFUSALS = {
     "volume in use elsewhere": Refusal(
         volume(status="in-use", attach_status="attached"), "attach vol1 guest1", 3, ("vol1", "in use")
     ),
-    "volume attached to another server": Refusal(elsewhere, "attach vol1 guest1", 3, ("vol1", "in use")),
+    "volume attached to another server": Refusal(
+        elsewhere, "attach vol1 guest1", 3, ("vol1", "in use", "server guest2", "tether detach vol1 guest2")
+    ),
     "volume reserved by somebody": Refusal(volume(status="reserved"), "attach vol1 guest1", 3, ("vol1", "reserved")),
     "volume attaching elsewhere": Refusal(volume(status="attaching"), "attach vol1 guest1", 3, ("vol1", "attaching")),
     "multiattach and encrypted": Refusal(
