@@ -114,6 +114,18 @@ def test_every_dependency_has_its_row_and_no_row_is_left_over() -> None:
     assert len(rows) == len(set(rows))
 
 
+#: What a dependency is imported as, where that is not its name with underscores.
+IMPORTED_AS = {"openstacksdk": "openstack", "python-cinderclient": "cinderclient"}
+
+
+def test_every_dependency_of_tether_is_imported_somewhere() -> None:
+    lines = _project()["project"]["dependencies"]  # type: ignore[index]
+    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in lines}
+    wanted = {name: IMPORTED_AS.get(name, re.sub(r"[-.]", "_", name).lower()) for name in names}
+    found = set().union(*(_imported(module) for module in modules() if module.startswith("tether/")))
+    assert {name for name, imported in wanted.items() if imported not in found} == set()
+
+
 def test_design_records_are_numbered_without_gaps_and_listed() -> None:
     names = sorted(Path(name).name for name in tracked_files() if name.startswith("docs/adr/0"))
     assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
