@@ -7,6 +7,8 @@ import importlib.util
 import io
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,6 @@ PARSERS: dict[str, Any] = {
 @pytest.mark.parametrize("command", RESULTS)
 def test_results_go_to_stdout_in_every_format_and_nothing_else(attached: SimWorld, command: str) -> None:
     for kind, parse in PARSERS.items():
-        if kind == "csv" and command not in LISTS:
-            continue  # cliff has it for lists alone
         done = run(attached, *of(attached, command), "-f", kind)
         assert done.code == 0, done.err
         assert done.err == ""
@@ -109,6 +109,43 @@ def test_results_go_to_stdout_in_every_format_and_nothing_else(attached: SimWorl
 def test_columns_can_be_chosen(attached: SimWorld) -> None:
     done = run(attached, "job", "list", "-f", "value", "-c", "volume", "-c", "state")
     assert done.out.split() in (["attached", "vol1"], ["vol1", "attached"])
+
+
+def test_a_refused_attach_has_the_columns_of_one_that_is_done(sim: SimWorld) -> None:
+    shown = json.loads(run(sim, "attach", "vol1", "guest1", "--device", "vda", "-f", "json").out)
+    assert shown["state"] == "rolled-back"
+    assert shown["device"] == shown["bus"] == shown["mode"] == ""
+    assert set(shown) == set(json.loads(run(sim, "attach", "vol1", "guest1", "-f", "json").out))
+
+
+CHILD = (sys.executable, "-c", "import sys; from tether.cli.main import main; sys.exit(main())")
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "says"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "cannot be written: No space left on device"),
+        ("2>&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+    ],
+)
+def test_streams_that_cannot_be_written(sim: SimWorld, streams: str, code: int, says: str) -> None:
+    words = [*CHILD, "--sim", str(sim.directory), "attach", "vol1", "guest1"]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {streams}', "-", *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sim.jobs() == [("attach", "attached")]
+
+
+def test_a_failure_keeps_its_code_where_stderr_cannot_be_written(sim: SimWorld) -> None:
+    sim.script("guest.plug_live", "fail")
+    words = [*CHILD, "--sim", str(sim.directory), "attach", "vol1", "guest1", "-f", "value", "-c", "state"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=full, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "rolled-back\n")
 
 
 def test_abort_prints_a_result_too(sim: SimWorld) -> None:
@@ -147,7 +184,13 @@ def test_what_fails_says_so_on_stderr_and_ends_with_the_next_step(sim: SimWorld)
 LONG = "n" * 10_000
 REFUSED: dict[str, tuple[list[str], int, str]] = {
     "no such command": (["frobnicate"], 2, "frobnicate"),
-    "half a command": (["job"], 2, "job show"),
+    "half a command": (["job"], 2, "perhaps tether job abort, tether job list, tether job resume, tether job show; or"),
+    "help for no such command": (["help", "frobnicate"], 2, "frobnicate"),
+    "no such global option": (["--frob", "job", "list"], 2, "no option --frob"),
+    "an empty world": (["--sim", "", "job", "list"], 2, "--sim is empty"),
+    "an empty database": (["--database", "", "job", "list"], 2, "--database is empty"),
+    "no such column": (["attach", "vol1", "guest1", "-c", "state", "-c", "colour"], 2, "colour"),
+    "no such column of a list": (["job", "list", "-c", "colour"], 2, "colour"),
     "a word too few": (["attach", "vol1"], 2, "SERVER"),
     "a word too many": (["attach", "vol1", "guest1", "more"], 2, "more"),
     "no such option": (["attach", "vol1", "guest1", "--frob"], 2, "--frob"),

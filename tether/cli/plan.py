@@ -20,6 +20,7 @@ class _Plan(Ask):
     """Prints a plan; for people as text, in every other format as one object."""
 
     preview: Preview
+    fields = ()  # its own, which are known once it is made
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.runner.preview import preview
@@ -31,7 +32,7 @@ class _Plan(Ask):
         return tuple(fields), tuple(fields.values())
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        if parsed_args.formatter == "table":
+        if parsed_args.formatter == "table" and not parsed_args.columns:
             self.app.stdout.write("\n".join(_text(self.preview)) + "\n")
             self.app.stdout.flush()
         else:
