@@ -63,7 +63,9 @@ class SimGuest:
             if name_or_uuid in (server.uuid, server.name):
                 return server
         raise NotFound(
-            f"there is no server {name_or_uuid}", resource=f"server {name_or_uuid}", hint="see `tether sim show`"
+            f"there is no server {name_or_uuid}",
+            resource=f"server {name_or_uuid}",
+            hint=f"see: tether sim show {self._store.directory}",
         )
 
     def show_server(self, uuid: str) -> Server:
