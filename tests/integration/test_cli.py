@@ -289,6 +289,11 @@ BROKEN = {
     "no section": "database = x\n",
     "no number": "[cinder]\nrequest_timeout = soon\n",
     "no choice": "[DEFAULT]\ndata_path = carrier-pigeon\n",
+    "no such setting": "[cinder]\nsend_service_user_tokn = true\n",
+    "no such section": "[cindr]\ndialect = legacy\n",
+    "less than nothing": "[DEFAULT]\nretry_interval = -1\n",
+    "no attempt": "[libvirt]\ndevice_detach_attempts = 0\n",
+    "no text": "\x00\x01\n",
 }
 
 
@@ -298,7 +303,8 @@ def test_a_broken_configuration_file(sim: SimWorld, tmp_path: Path, text: str) -
     file.write_text(BROKEN[text])
     done = run(sim, "--config-file", str(file), "job", "list")
     assert (done.code, done.out) == (2, ""), done.err
-    assert "configuration" in done.err
+    assert f"configuration {file}" in done.err
+    assert "LocationInfo" not in done.err
     assert "Traceback" not in done.err
 
 
