@@ -344,6 +344,18 @@ def test_log_lines_as_json(sim: SimWorld, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in text.splitlines()]
         assert len(lines) > 5
         assert {"event", "level", "logger", "timestamp"} <= set.intersection(*(set(line) for line in lines))
+        of_the_job = json.loads(run(sim, "job", "show", "--last", "-f", "json").out)["request_id"]
+        assert {line["request_id"] for line in lines} == {of_the_job}, "from the pool's threads too"
+
+
+def test_a_log_file_names_the_request(sim: SimWorld, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    for words in (["attach", "vol1", "guest1"], ["mapping", "show", "vol1", "guest1"]):
+        assert run(sim, "--log-file", str(file), *words).code == DONE
+    request = json.loads(run(sim, "job", "show", "--last", "-f", "json").out)["request_id"]
+    named = re.findall(r" \[(\S+)\] ", file.read_text())
+    assert set(named) == {request, "-"}
+    assert len(named) == len(file.read_text().splitlines())
 
 
 def test_a_secret_is_nowhere(sim: SimWorld, tmp_path: Path) -> None:

@@ -67,8 +67,10 @@ class Reported:
     @contextmanager
     def world(self, request_id: str = "") -> Iterator[World]:
         """Open the world of the global options."""
+        from tether.cli.logs import BOUND
         from tether.runner.world import open_world
 
+        BOUND.request_id = request_id or "-"
         with open_world(self.app.settings(), sim=self.sim, request_id=request_id) as world:
             yield world
 
