@@ -91,6 +91,18 @@ def test_no_tracked_file_names_a_developers_machine() -> None:
     assert named == set()
 
 
+def test_an_adapter_does_not_know_whether_there_is_a_job() -> None:
+    """Its hints are shown before there is one, once it is rolled back, and where it is blocked."""
+    told = {
+        f"{name}:{number}"
+        for name in modules()
+        if name.startswith(("tether/adapters/", "tether/sim/"))
+        for number, line in enumerate(_source(name).splitlines(), 1)
+        if re.search(r"resume the job|tether job|run the command again", line)
+    }
+    assert told == set()
+
+
 def test_changelog_fragments_are_ones_that_towncrier_takes() -> None:
     kinds = {kind["directory"] for kind in _project()["tool"]["towncrier"]["type"]}  # type: ignore[index]
     names = [Path(name).name for name in tracked_files() if name.startswith("changelog.d/")]

@@ -286,7 +286,7 @@ class SimGuest:
                 if usage and f"{kind}:{usage}" not in book["secrets"]:
                     raise FinalError(
                         f"libvirt refused: Secret not found: no secret with matching usage '{usage}'",
-                        hint="define the secret: `tether job resume` of the disk's job does",
+                        hint="define the secret first: the job that attaches the disk does",
                     )
 
     def _secret(self, verb: str, call: dict[str, Any]) -> None:
