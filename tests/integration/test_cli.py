@@ -148,6 +148,16 @@ def test_a_failure_keeps_its_code_where_stderr_cannot_be_written(sim: SimWorld) 
     assert (done.returncode, done.stdout) == (3, "rolled-back\n")
 
 
+@pytest.mark.parametrize(
+    "words", [["--server", "guest1"], ["--volume", "vol1"], ["--server", GUEST1, "--volume", VOL1]]
+)
+def test_mappings_are_found_by_name_and_by_id(attached: SimWorld, words: list[str]) -> None:
+    assert run(attached, "attach", "vol2", "guest2").code == DONE
+    (row,) = json.loads(run(attached, "mapping", "list", *words, "-f", "json").out)
+    assert (row["volume"], row["server"], row["volume_id"], row["server_id"]) == ("vol1", "guest1", VOL1, GUEST1)
+    assert json.loads(run(attached, "mapping", "list", "--server", "guest9", "-f", "json").out) == []
+
+
 def test_abort_prints_a_result_too(sim: SimWorld) -> None:
     assert run(sim, "--fault", "connect-host.act.after=kill", "attach", "vol1", "guest1").code == KILLED
     done = run(sim, "job", "abort", "--last", "-f", "json")

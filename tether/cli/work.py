@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,8 @@ def _signals(app: Tether, progress: Progress, runner: Runner) -> Iterator[list[i
     def tell(text: str) -> None:
         if not progress.tell(text):
             # It may have cut into a print of the same stream, which is not to be entered twice.
-            os.write(app.stderr.fileno(), f"tether: {text}\n".encode())
+            with suppress(OSError):  # nobody reads it any more: no reason to end the job otherwise
+                os.write(app.stderr.fileno(), f"tether: {text}\n".encode())
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALLED}
     try:
