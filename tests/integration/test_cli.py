@@ -324,6 +324,23 @@ def test_a_missing_configuration_file(sim: SimWorld) -> None:
     assert "/nonexistent.conf" in done.err
 
 
+def test_a_damaged_world(sim: SimWorld) -> None:
+    (sim.directory / "cinder.json").write_text('{"volumes": ')
+    done = run(sim, "sim", "show", str(sim.directory))
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "cinder.json is damaged" in done.err
+
+
+def test_a_world_shows_what_is_special_about_a_volume(sim: SimWorld) -> None:
+    shown = json.loads(run(sim, "sim", "show", str(sim.directory), "-f", "json").out)
+    details = {row["name"]: row["details"] for row in shown}
+    assert (details["vol1"], details["shared1"], details["secret1"]) == (
+        "1 GiB",
+        "1 GiB multiattach",
+        "1 GiB encrypted",
+    )
+
+
 @pytest.mark.parametrize("words", [["job", "list"], ["mapping", "list"], ["db", "check"]])
 def test_a_database_without_a_schema(sim: SimWorld, tmp_path: Path, words: list[str]) -> None:
     url = f"sqlite:///{tmp_path / 'new.sqlite'}"
