@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -156,6 +157,14 @@ def test_mappings_are_found_by_name_and_by_id(attached: SimWorld, words: list[st
     (row,) = json.loads(run(attached, "mapping", "list", *words, "-f", "json").out)
     assert (row["volume"], row["server"], row["volume_id"], row["server_id"]) == ("vol1", "guest1", VOL1, GUEST1)
     assert json.loads(run(attached, "mapping", "list", "--server", "guest9", "-f", "json").out) == []
+
+
+def test_a_stdout_without_utf_8_loses_nothing(sim: SimWorld) -> None:
+    rename(sim, "vol1", "Größe")
+    words = [*CHILD, "--sim", str(sim.directory), "attach", VOL1, "guest1", "-f", "value", "-c", "volume"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (0, "Gr\\xf6\\xdfe\n"), done.stderr
 
 
 def test_abort_prints_a_result_too(sim: SimWorld) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here or by any module of a command: ``tether --help`` 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -150,6 +151,8 @@ def _fill_closed_streams() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
     _fill_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 is no reason to lose a result
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else argv
     # os-brick brings eventlet along, and oslo.utils imports it only to ask whether it has patched anything.
     sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail
