@@ -157,6 +157,7 @@ def test_an_undo_that_keeps_failing_blocks_and_is_taken_up_again(sim: SimWorld, 
     done = sim.tether("attach", "vol1", "guest1", "--dialect", dialect)
     assert done.code == BLOCKED, done.err
     assert "tether job resume" in done.err
+    assert "because: libvirt refused plug_live (scripted) (at plug-live)" in done.err
     held = sim.books()
     assert held["cinder"]["vol1"]["status"] != "available"  # nothing below the failed undo was undone
     assert held["ledger"]["mappings"]
