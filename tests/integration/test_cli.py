@@ -302,6 +302,21 @@ def test_a_name_is_any_text(sim: SimWorld, name: str) -> None:
     assert judge.diff(before, sim.books()) == []
 
 
+def test_a_name_does_not_steer_the_terminal(sim: SimWorld) -> None:
+    name = "\x1b]0;yours\x07\x9b31mred\u202etxt.\r"
+    rename(sim, "vol1", name)
+    for words in (
+        ["-v", "attach", name, "guest1"],
+        ["plan", "attach", name, "guest2"],
+        ["job", "list"],
+        ["job", "show", "--last"],
+    ):
+        done = run(sim, *words)
+        assert not set("\x1b\x07\x9b\u202e\r") & set(done.out + done.err), words
+        assert "\\x1b]0;yours" in done.out, words
+    assert json.loads(run(sim, "job", "show", "--last", "-f", "json").out)["volume"] == name
+
+
 # -- configuration -------------------------------------------------------------------------------------------
 
 BROKEN = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cliff import command, lister, show
 
+from tether.cli.printable import printable
 from tether.errors import TetherError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Reported:
             TetherError: stdout cannot be written; what was done stays done.
         """
         _check_columns(parsed_args, column_names)
+        if parsed_args.formatter == "table":  # the others are for programs, which want the very text
+            data = _for_people(data)
         try:
             code: int = super().produce_output(parsed_args, column_names, data)  # type: ignore[misc]  # as in `run`
             self.app.stdout.flush()
@@ -89,6 +92,13 @@ def _check_columns(parsed_args: argparse.Namespace, column_names: Sequence[str])
     unknown = [name for name in asked if name not in column_names]
     if unknown:
         raise UsageError(f"there is no column {', '.join(unknown)}", hint=f"one of: {', '.join(column_names)}")
+
+
+def _for_people(data: Any) -> Any:
+    """Return a row, or rows, with the texts made printable."""
+    if isinstance(data, str):
+        return printable(data)
+    return [_for_people(item) for item in data] if isinstance(data, list | tuple) else data
 
 
 class Command(Reported, command.Command):  # type: ignore[misc]  # two `run`s, on purpose

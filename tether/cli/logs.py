@@ -6,6 +6,7 @@ import argparse
 import logging
 from typing import IO, Any
 
+from tether.cli.printable import printable
 from tether.errors import ConfigError
 
 #: What is shown on the console: nothing but warnings, unless asked for.
@@ -28,6 +29,13 @@ class Bound(logging.Filter):
 
 
 BOUND = Bound()
+
+
+class Plain(logging.Formatter):
+    """Lines of text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def configure(options: argparse.Namespace, stderr: IO[str]) -> None:
@@ -73,5 +81,5 @@ def _formatter(options: argparse.Namespace, *, console: bool) -> logging.Formatt
             ],
         )
     if console and not options.debug:
-        return logging.Formatter("%(levelname)s: %(message)s")
-    return logging.Formatter("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s")
+        return Plain("%(levelname)s: %(message)s")
+    return Plain("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s")

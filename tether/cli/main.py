@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
+from tether.cli.printable import printable
 from tether.errors import TetherError, UsageError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Tether(App):
     def say(self, text: str) -> None:
         """Print a line for people, on stderr; a stderr that cannot be written changes nothing else."""
         with suppress(OSError):
-            print(text, file=self.stderr)
+            print(printable(text), file=self.stderr)
 
     def report(self, error: TetherError) -> None:
         """Print what went wrong and what to do next."""

@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from tether.cli.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,7 +34,7 @@ class Progress:
     def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False) -> None:
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
-        self._heading = self._title = title
+        self._heading = self._title = printable(title)
         self._spinners: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, float]] = {}
         self._failed: set[str] = set()
