@@ -46,7 +46,7 @@ def open_cinder(
     except ConfigError:
         raise
     except Exception as error:  # nothing is sent here, so whatever it is, it is the configuration
-        endpoint = settings.endpoint_override or settings.os_cloud or "the environment's cloud"
+        endpoint = settings.endpoint_override or _cloud(settings)
         raise unusable_configuration(
             error, Call("open", "Cinder", "", endpoint, settings.send_service_user_token)
         ) from error
@@ -74,12 +74,16 @@ def open_cinder(
 
     return CinderClient(
         build,
-        endpoint=settings.endpoint_override or f"cloud {settings.os_cloud or 'of the environment'}",
+        endpoint=settings.endpoint_override or f"the endpoint of {_cloud(settings)}",
         service_token=settings.send_service_user_token,
         request_ids=request_ids,
         clock=clock,
         patience=settings.request_timeout,
     )
+
+
+def _cloud(settings: Settings) -> str:
+    return f"cloud {settings.os_cloud}" if settings.os_cloud else "the environment's cloud"
 
 
 def _noauth(settings: Settings) -> tuple[Any, dict[str, Any]]:
