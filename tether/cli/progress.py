@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
+
+from tether.cli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +36,7 @@ class Progress:
         self._by_job = by_job
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
-        self._heading = self._title = title
+        self._heading = self._title = printable(title)
         self._spinners: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, float]] = {}
         self._failed: set[str] = set()
@@ -51,11 +55,19 @@ class Progress:
 
             self._live = Live(get_renderable=self._table, console=Console(file=self._stderr), refresh_per_second=12)
             self._live.start()
+            self._log_to(sys.stderr)  # which the display has taken over
         return self
 
     def __exit__(self, *_exception: object) -> None:
         if self._live is not None:
+            self._log_to(self._stderr)
             self._live.stop()
+
+    def _log_to(self, stream: IO[str]) -> None:
+        """Send log lines for the terminal there: above the display, which would otherwise wipe them out."""
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(stream)
 
     def tell(self, text: str) -> bool:
         """Say something in the title; safe in a signal handler. Return False where nothing is shown."""
@@ -74,11 +86,12 @@ class Progress:
                 self._failed.add(row)
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.spinner import Spinner
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, show_header=False, title=self._title, title_justify="left", title_style="bold")
+        table = Table(box=None, show_header=False)
         for step, (state, seconds) in list(self._rows.items()):
             mark, word, style = WORDS.get(state, ("?", state.lower(), ""))
             if step in self._failed and state != "FAILURE":
@@ -90,4 +103,5 @@ class Progress:
                 Text(word, style=style),
                 "" if busy else f"{seconds * 1000:.0f} ms",
             )
-        return table
+        # Not the table's own title, which is no wider than its rows.
+        return Group(Text(self._title, style="bold"), table)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tether.cli.progress import Progress
 from tether.errors import TetherError
@@ -90,9 +90,10 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
         app.say(f"next: tether job resume {job.id}, or: tether job abort {job.id}")
         return replace(job, exit_code=SIGNALLED.get(signal.Signals(caught[-1]), 1) if caught else 1)
     if job.exit_code and job.error:
-        step = job.error["step"].partition("/")[0]
-        app.say(f"tether: {job.error['message']}" + (f" (at {step})" if step else ""))
+        app.say(f"tether: {_told(job.error)}")
         if job.state == "blocked":
+            if reason := job.error.get("reason"):
+                app.say(f"tether: it was being undone because: {_told(reason)}")
             app.say(f"tether: job {job.id} is blocked; what it holds stays as it is")
         hint = job.error["hint"]
         if job.state == "blocked" and "tether job" not in hint:
@@ -101,6 +102,12 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
                 hint += f", or: tether job abort {job.id}"
         app.say(f"next: {hint or f'tether job show {job.id}'}")
     return job
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """Return a stored error as people read it."""
+    step = error["step"].partition("/")[0]
+    return f"{error['message']} (at {step})" if step else str(error["message"])
 
 
 @contextmanager
@@ -125,7 +132,8 @@ def _signals(app: Tether, progress: Progress, runner: Runner, *, several: bool =
     def tell(text: str) -> None:
         if not progress.tell(text):
             # It may have cut into a print of the same stream, which is not to be entered twice.
-            os.write(app.stderr.fileno(), f"tether: {text}\n".encode())
+            with suppress(OSError):  # nobody reads it any more: no reason to end the job otherwise
+                os.write(app.stderr.fileno(), f"tether: {text}\n".encode())
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALLED}
     try:
