@@ -40,7 +40,7 @@ RESULTS = {
     "plan detach": ["plan", "detach", "vol1", "guest1"],
     "sim show": ["sim", "show", "DIR"],
 }
-LISTS = {"job list", "mapping list", "sim show"}
+LISTS = {"job list", "job resume", "mapping list", "sim show"}
 
 
 def of(sim: SimWorld, command: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_every_command_with_a_result_is_in_the_table() -> None:
         for command, where in WORDS.items()
         if importlib.util.find_spec(where.partition(":")[0]) and _has_formats(where)
     }
-    tested_apart = {"job abort"}
+    tested_apart = {"job abort", "job settle"}
     assert formats - tested_apart == set(RESULTS)
 
 
@@ -203,7 +203,11 @@ def test_what_fails_says_so_on_stderr_and_ends_with_the_next_step(sim: SimWorld)
 LONG = "n" * 10_000
 REFUSED: dict[str, tuple[list[str], int, str]] = {
     "no such command": (["frobnicate"], 2, "frobnicate"),
-    "half a command": (["job"], 2, "perhaps tether job abort, tether job list, tether job resume, tether job show; or"),
+    "half a command": (
+        ["job"],
+        2,
+        "perhaps tether job abort, tether job list, tether job resume, tether job settle",
+    ),
     "help for no such command": (["help", "frobnicate"], 2, "frobnicate"),
     "no such global option": (["--frob", "job", "list"], 2, "no option --frob"),
     "an empty world": (["--sim", "", "job", "list"], 2, "--sim is empty"),

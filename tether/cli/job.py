@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tether.cli.base import Lister, ShowOne, job_fields, job_state, moment
+from tether.cli.base import JOB_FIELDS, Lister, ShowOne, job_fields, job_state, moment
 
 if TYPE_CHECKING:
     from tether.persistence.ledger import Job, Ledger
@@ -14,13 +14,20 @@ if TYPE_CHECKING:
 COLUMNS = ("job", "kind", "state", "volume", "server", "step", "created")
 
 
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
 class ListJobs(Lister):
     """List jobs, the newest first."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument("--open", action="store_true", help="only those that have not ended")
-        parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many; default: 50")
+        parser.add_argument("--limit", type=positive, default=50, metavar="N", help="at most so many; default: 50")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -70,16 +77,18 @@ class ShowJob(_OneJob):
         with self.ledger() as book:
             job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
             fields = job_fields(job, live=book.is_live(job))
+            mark = _owner_mark(book, job)
             steps = _in_order(job, [(a.name, a.state) for detail in book.logbook.flows(job.id) for a in detail])
         fields |= {
             "request_id": job.request_id,
-            "owner_mark": job.owner if job.params.owner_mark else "",
+            "owner_mark": mark,
             "dialect": job.params.dialect,
             "data_path": job.params.data_path,
             "mode": job.params.mode,
             "step": job.step,
             "steps": [f"{name} {state}" for name, state in steps] if self.is_machine else _steps(steps),
             "error": job.error["message"] if job.error else "",
+            "because": job.error["reason"]["message"] if job.error and job.error.get("reason") else "",
             "hint": job.error["hint"] if job.error else "",
             "attempts": job.attempts,
             "runner": str(job.runner) if job.runner else "",
@@ -94,6 +103,14 @@ class ShowJob(_OneJob):
     def is_machine(self) -> bool:
         """True if the output is for a program."""
         return self.formatter is not None and type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
+
+
+def _owner_mark(book: Books, job: Job) -> str:
+    """Return the mark that the attachment of an attach carries, or that a detach is about; empty if there is none."""
+    if job.kind == "attach":
+        return job.owner if job.params.owner_mark else ""
+    mapping = book.ledger.mapping(job.volume_id, job.server_id)
+    return mapping.owner_mark if mapping is not None else ""
 
 
 def _settled(job: Job) -> str:
@@ -117,18 +134,25 @@ def _steps(steps: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps)
 
 
+RESUMED = ("job", "kind", "state", "volume", "server", "exit_code")
+#: Exit codes from the one that an operator must know first to the one that needs nothing.
+GRAVEST = (4, 1, 5, 6, 2, 143, 130, 3, 0)
+
+
 class ResumeJob(Lister):
     """Take interrupted or blocked jobs up again, each in the direction it had; return the job's own exit code.
 
     Of several jobs the gravest code: 4, then 1, 5, 6, 2, 3, 0.
     """
 
+    fields = RESUMED
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument("jobs", nargs="*", metavar="JOB", help="the job's id, or the beginning of it")
         parser.add_argument("--last", action="store_true", help="the newest job")
         parser.add_argument("--all", action="store_true", help="all of this host that nobody works on")
-        parser.add_argument("--parallel", type=int, default=8, metavar="N", help="so many at a time; default: 8")
+        parser.add_argument("--parallel", type=positive, default=8, metavar="N", help="so many at a time; default: 8")
         parser.add_argument(
             "--fenced",
             action="store_true",
@@ -143,8 +167,6 @@ class ResumeJob(Lister):
         named = [bool(parsed_args.jobs), parsed_args.last, parsed_args.all]
         if named.count(True) != 1:
             raise UsageError("name the jobs", hint="give JOB… (the beginning of an id is enough), --last, or --all")
-        if parsed_args.parallel < 1:
-            raise UsageError("--parallel is at least 1")
         with self.ledger() as book:
             if parsed_args.all:
                 jobs = [job for job in book.ledger.list_jobs(open_only=True, limit=None) if not book.is_live(job)][::-1]
@@ -174,16 +196,13 @@ class ResumeJob(Lister):
         ]
 
 
-RESUMED = ("job", "kind", "state", "volume", "server", "exit_code")
-#: Exit codes from the one that an operator must know first to the one that needs nothing.
-GRAVEST = (4, 1, 5, 6, 2, 143, 130, 3, 0)
-
-
 class AbortJob(_OneJob):
     """Roll an interrupted, running or blocked job back; exit 0 once it is rolled back.
 
     The runner of a running job is asked to stop first, which it does before its next step.
     """
+
+    fields = JOB_FIELDS
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.cli.work import take_up
@@ -192,10 +211,7 @@ class AbortJob(_OneJob):
             job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
         with self.world(job.request_id) as world:
             title = f"abort {job.kind} of {job.volume_name} · {job.server_name}"
-            job = take_up(self.app, world, title, lambda runner: runner.abort(job))
-        if job.exit_code == 0:
-            self.app.say(f"tether: job {job.id} had nothing left to do: it ended {job.state}")
-            self.app.say("next: undo it with its opposite")
+            job = take_up(self.app, world, title, lambda runner: runner.abort(job), wanted="rolled-back")
         self.exit_code = 0 if job.state == "rolled-back" else job.exit_code or 1
         fields = job_fields(job, live=False)
         return tuple(fields), tuple(fields.values())
@@ -207,6 +223,8 @@ class SettleJob(_OneJob):
     The five books are read first; what contradicts you is named, and nothing is changed (exit 4). Your name, the time
     and the reason are kept with the job. Nothing but the ledger is changed.
     """
+
+    fields = JOB_FIELDS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import threading
 from typing import IO, Any
 
 from tether.cli.printable import printable
@@ -18,13 +19,22 @@ QUIET = ("taskflow", "keystoneauth", "cinderclient", "stevedore", "urllib3", "cl
 class Bound(logging.Filter):
     """Gives every log line the request id of the job that the command is about: Cinder's logs have the same one.
 
-    A filter, and no context variable: a flow's steps run in threads of a pool, which have a context of their own.
+    A filter, and no context variable: a flow's steps may run in threads of a pool, which have a context of their own.
+    A command about several jobs has one for each thread that runs a job.
     """
 
     request_id = "-"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_thread = threading.local()
+
+    def here(self, request_id: str) -> None:
+        """Set the request id of this thread's lines."""
+        self._of_thread.request_id = request_id
+
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = self.request_id
+        record.request_id = getattr(self._of_thread, "request_id", self.request_id)
         return True
 
 

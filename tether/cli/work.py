@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from tether.cli.logs import BOUND
 from tether.cli.progress import Progress
 from tether.errors import TetherError
 from tether.flows.detach import release_steps
@@ -38,8 +39,8 @@ def carry_out(app: Tether, world: World, title: str, start: Callable[[Runner], A
     return take_up(app, world, title, work)
 
 
-def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job]) -> Job:
-    """Let ``work`` run a job, with progress and signals, and say how it ended."""
+def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job], wanted: str = "") -> Job:
+    """Let ``work`` run a job, with progress and signals, and say how it ended, unless that is the ``wanted`` state."""
     with Progress(app.stderr, title, quiet=app.options.verbose_level == 0) as progress:
         runner = Runner(world.tools, world.logbook, progress.watch)
         with _signals(app, progress, runner) as caught:
@@ -47,7 +48,7 @@ def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job]
                 job = work(runner)
             finally:
                 runner.close()
-    return conclude(app, job, caught)
+    return job if job.state == wanted else conclude(app, job, caught)
 
 
 def take_up_many(app: Tether, world: World, jobs: Sequence[Job], parallel: int, *, fenced: bool) -> list[Job]:
@@ -62,6 +63,7 @@ def take_up_many(app: Tether, world: World, jobs: Sequence[Job], parallel: int, 
         runner = Runner(world.tools, world.logbook, progress.watch)
 
         def resume(job: Job) -> Job | TetherError:
+            BOUND.here(job.request_id)
             try:
                 return runner.resume(job, fenced=fenced)
             except TetherError as error:

@@ -21,6 +21,13 @@ from tether.persistence import schema
 
 BUSY_TIMEOUT = 30.0
 """Seconds that SQLite waits for another process's write."""
+UNUSABLE = {
+    "file is not a database": "this file is something else: give --database another one",
+    "unable to open database file": "it must be a file that this user may read and write, in a directory likewise",
+    "attempt to write a readonly database": "let this user write the file and its directory, or use another user",
+    "database disk image is malformed": "restore it from a backup",
+}
+"""What SQLite says of a file that will never answer, and what to do about it."""
 IDLE_TIME = 1.0
 """Seconds after which a server may have dropped the kept connection."""
 
@@ -151,8 +158,12 @@ class Database:
         except IntegrityError:
             raise
         except DBAPIError as error:
+            said = str(error.orig).splitlines()[0]
+            for words, hint in UNUSABLE.items():
+                if words in said:
+                    raise ConfigError(f"the database {self.shown} cannot be used: {said}", hint=hint) from error
             raise UncertainError(
-                f"the database {self.shown} does not answer: {str(error.orig).splitlines()[0]}",
+                f"the database {self.shown} does not answer: {said}",
                 hint="see that it runs and that its disk is not full, then: tether job list",
             ) from error
 
@@ -189,7 +200,12 @@ def _engine(url: URL, **options: Any) -> Engine:
         event.listen(engine, "checkin", _note_use)
         event.listen(engine, "checkout", functools.partial(_ping_idle, engine))
         return engine
-    if url.database and url.database != ":memory:" and not Path(url.database).parent.is_dir():
+    if url.database in {None, "", ":memory:"}:
+        raise ConfigError(
+            "a database in memory is gone with the command that made it",
+            hint="give --database a file: sqlite:////path/to/file",
+        )
+    if not Path(url.database or "").parent.is_dir():
         raise ConfigError(
             f"there is no directory {Path(url.database).parent} for the database",
             hint="create it, or give --database another URL",

@@ -350,7 +350,7 @@ class Runner:
             reason = self._with_reason(run, blocked)
             return self._end(job, connection, state="blocked", exit_code=4, step=blocked.step, error=reason)
         except Interrupted as interrupted:
-            LOG.warning("job %s is left as it is: %s", job.id, interrupted.message)
+            LOG.info("job %s is left as it is: %s", job.id, interrupted.message)
             self._settle_down(run)
             return self._end(job, connection, exit_code=None)
         except LostLease:

@@ -97,7 +97,7 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
     server = tools.guest.find_server(request.server)
     running = tools.ledger.open_job(volume.id)
     if running is not None:
-        raise held(running, volume, live=running.is_live(tools.clock.time()))
+        raise held(running, live=running.is_live(tools.clock.time()))
     mapping = tools.ledger.mapping(volume.id, server.uuid)
     if kind == "attach":
         if mapping is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Server
@@ -77,10 +77,9 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
             hint="use a shorter --request-id, such as a UUID",
         )
     ledger = runner.tools.ledger
-    if request.key:
-        earlier = ledger.job_of_key(request.key)
-        if earlier is not None:
-            return Accepted(_same(earlier, kind, request), new=False)
+    earlier = ledger.job_of_key(request.key) if request.key else None
+    if earlier is not None:
+        return Accepted(_earlier(runner, earlier, kind, request), new=False)
     volume = runner.tools.cinder.find_volume(request.volume)
     server = runner.tools.guest.find_server(request.server)
     running = ledger.open_job(volume.id)
@@ -191,7 +190,22 @@ def _check_device(mappings: list[MappingRow], params: Params, server: Server) ->
             )
 
 
-def _same(job: Job, kind: str, request: Request) -> Job:
+def _earlier(runner: Runner, job: Job, kind: str, request: Request) -> Job:
+    """Return the job that the same request made before.
+
+    Raises:
+        ConflictError: it was another request.
+        HeldError: nobody works on it, or it is not to be waited for.
+    """
+    _same(job, kind, request)
+    live = runner.is_live(job)
+    if job.open and not (live and request.join):
+        raise held(job, live=live)
+    return job
+
+
+def _same(job: Job, kind: str, request: Request) -> None:
+    """Raise ConflictError if the request is not the one that made the job."""
     named = {job.volume_id, job.volume_name} & {request.volume} and {job.server_id, job.server_name} & {request.server}
     if job.kind != kind or not named:
         raise ConflictError(
@@ -200,25 +214,40 @@ def _same(job: Job, kind: str, request: Request) -> Job:
             resource=f"job {job.id}",
             hint="use a new --request-id for a new request",
         )
-    return job
+    if kind == "attach" and (found := _difference(request, job.params)):
+        name, has, asked = found
+        raise ConflictError(
+            f"the request id {request.key!r} belongs to job {job.id}, with {name} {has}, not {asked}",
+            resource=f"job {job.id}",
+            hint="use a new --request-id for a new request",
+        )
 
 
 def compare(mapping: MappingRow, volume: Volume, server: Server, request: Request) -> None:
     """Raise ConflictError if it is attached in another way than asked for."""
+    asked = replace(request, mode="") if volume.readonly else request
+    if found := _difference(asked, detach_params(mapping, volume)):
+        name, has, value = found
+        raise ConflictError(
+            f"volume {volume.name or volume.id} is attached to {server.name} with {name} {has}, not {value}",
+            resource=f"volume {volume.id}",
+            hint=f"detach it first: tether detach {volume.id} {server.name}",
+        )
+
+
+def _difference(request: Request, params: Params) -> tuple[str, str, str] | None:
+    """Return what was asked for otherwise than in a case: its name, what the case has, and what was asked."""
     asked = {
-        "target": request.device.removeprefix("/dev/"),
+        "device": request.device.removeprefix("/dev/"),
         "bus": request.bus,
-        "mode": "" if volume.readonly else request.mode,
+        "mode": request.mode,
         "dialect": request.dialect if request.dialect != "auto" else "",
     }
     for name, value in asked.items():
-        has = getattr(mapping, name)
+        has = getattr(params, name)
         if value and value != has:
-            raise ConflictError(
-                f"volume {volume.name or volume.id} is attached to {server.name} with {name} {has}, not {value}",
-                resource=f"volume {volume.id}",
-                hint=f"detach it first: tether detach {volume.id} {server.name}",
-            )
+            return name, has, value
+    return None
 
 
 def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: Asked) -> Accepted:
@@ -236,17 +265,19 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
         ended = runner.wait_for(running, seconds=runner.tools.settings.wait)
         if not ended.open:
             return submit(runner, kind, request, asked.job_id)
-    raise held(running, volume, live=live)
+    raise held(running, live=live)
 
 
-def held(running: Job, volume: Volume, *, live: bool) -> HeldError:
+def held(running: Job, *, live: bool) -> HeldError:
     """Return the refusal of a request whose volume an open job has."""
     state = "running" if live else "blocked" if running.state == "blocked" else "interrupted"
+    whither = "to" if running.kind == "attach" else "from"
+    first = f"first: tether job resume {running.id}, or: tether job abort {running.id}"
     return HeldError(
-        f"volume {volume.name or volume.id} is held by job {running.id}: {running.kind} to {running.server_name},"
+        f"volume {running.volume_name} is held by job {running.id}: {running.kind} {whither} {running.server_name},"
         f" {state}",
-        resource=f"volume {volume.id}",
-        hint=f"see: tether job show {running.id}" if live else f"first: tether job resume {running.id}",
+        resource=f"volume {running.volume_id}",
+        hint=f"see: tether job show {running.id}" if live else first,
     )
 
 

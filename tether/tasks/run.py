@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -17,6 +18,11 @@ from tether.errors import FinalError, Interrupted, LostLease, NotFound, Operator
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger, MappingRow
 from tether.settings import Settings
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds of waiting that are not passed over in silence.
+LONG_WAIT = 2.0
 
 
 def describe(step: str, error: BaseException | None) -> dict[str, Any]:
@@ -149,6 +155,11 @@ class Run:
 
     def wait_quiet(self, book: str) -> None:
         """Wait until that is so."""
+        left = self._quiet_at.get(book, 0.0) - self.tools.clock.time()
+        if left > LONG_WAIT:
+            LOG.warning(
+                "waiting %.0f s: until then a call to %s that had no answer may still be carried out", left, book
+            )
         while not self.is_quiet(book):
             self.pause(min(1.0, self._quiet_at[book] - self.tools.clock.time()))
 
