@@ -31,6 +31,7 @@ RESULTS = {
     "job list": ["job", "list"],
     "job show": ["job", "show", "--last"],
     "job resume": ["job", "resume", "--last"],
+    "key show": ["key", "show"],
     "mapping list": ["mapping", "list"],
     "mapping show": ["mapping", "show", "vol1", "guest1"],
     "plan attach": ["plan", "attach", "vol2", "guest1"],

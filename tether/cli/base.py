@@ -16,6 +16,7 @@ from tether.errors import TetherError
 if TYPE_CHECKING:
     from tether.cli.main import Tether
     from tether.persistence.ledger import Job
+    from tether.persistence.vault import Vault
     from tether.runner.world import Books, World
 
 
@@ -55,6 +56,14 @@ class Reported:
 
         with open_ledger(self.app.settings(), sim=self.sim) as books:
             yield books
+
+    @contextmanager
+    def vault(self) -> Iterator[Vault]:
+        """Open the database and the keys of its secrets."""
+        from tether.runner.world import open_vault
+
+        with open_vault(self.app.settings(), sim=self.sim) as vault:
+            yield vault
 
 
 class Command(Reported, command.Command):  # type: ignore[misc]  # two `run`s, on purpose

@@ -17,6 +17,7 @@ from cliff.app import App
 from cliff.commandmanager import CommandManager
 
 from tether.errors import TetherError, UsageError
+from tether.sealed import mask
 
 if TYPE_CHECKING:
     from tether.settings import Settings
@@ -112,7 +113,7 @@ class Tether(App):
 
     def say(self, text: str) -> None:
         """Print a line for people, on stderr."""
-        print(text, file=self.stderr)
+        print(mask(text), file=self.stderr)
 
     def report(self, error: TetherError) -> None:
         """Print what went wrong and what to do next."""

@@ -118,6 +118,7 @@ class Runner:
             HeldError: an open job has the volume.
             ConflictError: the idempotency key was used before.
         """
+        self._unlock()
         leases = self._leases()
         lease, columns = leases.first(job.id)
         faults.point("commit.job.begin.before")
@@ -191,6 +192,11 @@ class Runner:
         """Return the leases as one run sees them: with an owner's token of its own."""
         return Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
 
+    def _unlock(self) -> None:
+        """Make sure of the key that secrets are sealed with, before a job depends on it."""
+        if self.tools.vault is not None:
+            self.tools.vault.ready()
+
     def _same_place(self, job: Job) -> None:
         try:
             here = replace(self.place(), boot_id=job.place.boot_id)
@@ -219,6 +225,7 @@ class Runner:
         fenced: bool = False,
     ) -> Job:
         """Take an open job's lease and run it; return it as it ended, or had ended before."""
+        self._unlock()
         leases = self._leases()
         while True:
             job = self.tools.ledger.job(job.id)
@@ -248,7 +255,7 @@ class Runner:
         """
         effects = self._effects(job)
         connection = self.logbook.backend(lease, effects.__contains__).get_connection()
-        run = Run(tools=self.tools, job=job, store=connection.store, note=connection.note)
+        run = Run(tools=self.tools, job=job, store=connection.store, note=connection.note, keep=connection.keep_secret)
         if before is not None:
             now = self.tools.clock.time()
             run.ended_at = before.updated_at if before.runner is None else min(before.expires_at or now, now)
