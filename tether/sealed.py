@@ -96,9 +96,14 @@ def mask(text: str) -> str:
     with _alive_lock:
         values = [sealed.open() for sealed in _alive.values()]
     found = {text for value in values for text in ([value] if isinstance(value, str) else secrets_in(value))}
-    known = sorted((secret for secret in found if len(secret) >= SHORTEST), key=len, reverse=True)
-    # A log line of JSON, or an argument's repr, says some characters in other words.
-    return scrub(text, [form for secret in known for form in dict.fromkeys((secret, json.dumps(secret)[1:-1]))])
+    forms = {form for secret in found if len(secret) >= SHORTEST for form in _forms(secret)}
+    return scrub(text, sorted(forms, key=len, reverse=True))
+
+
+def _forms(secret: str) -> set[str]:
+    """Return the secret as it stands in a text, in an argument's repr, and as either stands in JSON."""
+    plain = {secret, repr(secret)[1:-1]}
+    return plain | {json.dumps(form, ensure_ascii=flag)[1:-1] for form in plain for flag in (True, False)}
 
 
 def masked(value: Any) -> Any:
