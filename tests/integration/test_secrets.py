@@ -65,6 +65,7 @@ class Searched:
         self.sim = sim
         self.secrets: set[str] = {AWKWARD}
         self.searched: set[str] = set()
+        self._runs = 0
         self.log = sim.directory.parent / "log"
         self.keys = sim.directory / "keys"
         with Store(sim.directory).change("cinder") as book:
@@ -80,7 +81,8 @@ class Searched:
 
     def __call__(self, *words: str) -> int:
         """Run a command; return its exit code."""
-        json_lines = ["--log-json"] if len(self.searched) % 2 else []
+        self._runs += 1
+        json_lines = ["--log-json"] if self._runs % 2 else []
         done = self.sim.tether("--debug", *json_lines, "--log-file", str(self.log), *words)
         book = json.loads((self.sim.directory / "cinder.json").read_text())
         self.secrets |= {export["auth_password"] for export in book.get("exports", {}).values()}
@@ -109,7 +111,6 @@ def ask(sim: SimWorld) -> Iterator[Searched]:
     yield made
     made.search()
     assert {"tether.sqlite", "log"} <= made.searched
-    assert len(made.log.read_bytes()) > 10_000, "it was loud"
 
 
 def test_a_secret_is_nowhere(ask: Searched) -> None:
@@ -150,17 +151,15 @@ def test_a_secret_is_nowhere(ask: Searched) -> None:
     assert ask("detach", "vol1", "guest1") == DONE
     assert ask("job", "list", "-f", "csv") == DONE
     assert len(ask.secrets) >= 4
+    assert len(ask.log.read_bytes()) > 10_000, "it was loud"
 
 
 def test_a_secret_is_nowhere_where_qemu_connects_by_itself(ask: Searched) -> None:
     sim = ask.sim
     sim._config.write_text(sim._config.read_text().replace("data_path = host", "data_path = network"))
     assert ask("--fault", "define-secret.act.after=kill", "attach", "vol1", "guest1") == KILLED
-    assert (
-        AWKWARD
-        in (sim.directory / "guests" / "secrets.json").read_text(encoding="utf-8").encode().decode("unicode_escape")
-        or sim.directory.joinpath("guests", "secrets.json").exists()
-    )
+    kept = json.loads((sim.directory / "guests" / "secrets.json").read_text())["secrets"]
+    assert AWKWARD in kept.values(), "QEMU needs it there"
     assert ask("job", "resume", "--last") == DONE
     assert ask("attach", "secret1", "guest1") == DONE
     sim.script("guest.define_secret", "fail")
