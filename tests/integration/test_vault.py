@@ -19,6 +19,7 @@ from tests.integration.books import Books, a_job, a_mapping, forked
 from tether import faults
 from tether.errors import ConfigError, UsageError
 from tether.persistence import vault as module
+from tether.persistence.database import Database
 from tether.persistence.keys import KeyFile, KeyRing, fingerprint, key_source
 from tether.persistence.schema import secrets
 from tether.persistence.vault import BATCH, CANARY, Vault
@@ -39,9 +40,17 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(books: Books, key_file: Path) -> Callable[[], Vault]:
-    """Open the vault as another process would."""
-    return lambda: Vault(books.database, KeyRing(KeyFile(key_file)))
+def opened(books: Books, key_file: Path) -> Iterator[Callable[[], Vault]]:
+    """Open the vault as another process would: over connections of its own, which no fork may share."""
+    databases = []
+
+    def another() -> Vault:
+        databases.append(Database(books.url))
+        return Vault(databases[-1], KeyRing(KeyFile(key_file)))
+
+    yield another
+    for database in databases:
+        database.close()
 
 
 @pytest.fixture(autouse=True)
@@ -389,9 +398,9 @@ def test_the_database_is_never_held_for_long(
         if statement.startswith("UPDATE tether_secrets"):
             sizes.append(statement)
 
-    sa.event.listen(books.database.engine, "before_cursor_execute", count)
-    commits = []
-    sa.event.listen(books.database.engine, "commit", lambda _connection: commits.append(len(sizes)))
+    engine, commits = vault._database.engine, []
+    sa.event.listen(engine, "before_cursor_execute", count)
+    sa.event.listen(engine, "commit", lambda _connection: commits.append(len(sizes)))
     vault.rotate()
     between = [after - before for before, after in pairwise(commits)]
     assert max(between) == 10
