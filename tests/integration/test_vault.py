@@ -14,17 +14,15 @@ import pytest
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
 
-from tests.fakes.key_manager import MemoryKeys
 from tests.integration.books import Books, a_job, a_mapping, forked
 from tether import faults
-from tether.errors import ConfigError, UsageError
+from tether.errors import ConfigError
 from tether.persistence import vault as module
 from tether.persistence.database import Database
-from tether.persistence.keys import KeyFile, KeyRing, fingerprint, key_source
+from tether.persistence.keys import KeyFile, KeyRing, fingerprint
 from tether.persistence.schema import secrets
 from tether.persistence.vault import BATCH, CANARY, Vault
 from tether.sealed import Sealed
-from tether.settings import Settings
 
 KILLED = -9
 CREATION = ["key.create.before", "key.create.after", "key.canary.before", "key.canary.after"]
@@ -442,70 +440,6 @@ def test_after_a_lost_key_one_can_begin_anew(
     assert set(stored(books)) == {CANARY[0]}
     opened().ready()
     assert len(keys_of(key_file)) == 1
-
-
-# -- a key manager -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def managed(books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Vault]:
-    """Open the vault with keys of a key manager, by castellan's own API."""
-    monkeypatch.setattr(MemoryKeys, "keys", {"one": b"1" * 32, "two": b"2" * 32, "short": b"3" * 16})
-    config = tmp_path / "castellan.conf"
-    config.write_text("[key_manager]\nbackend = tests.fakes.key_manager.MemoryKeys\nauth_type = token\ntoken = t\n")
-    settings = Settings(key_source="castellan", castellan_config=str(config))
-    return lambda ids: Vault(books.database, KeyRing(key_source(settings.but(castellan_key_id=ids))))
-
-
-def test_the_key_may_be_a_key_managers(books: Books, managed: Callable[[str], Vault]) -> None:
-    managed("one").ready()
-    put(books, managed("one"), "j", PASSWORD)
-    assert readable(books, managed("one")) == {"j": PASSWORD}
-    with pytest.raises(ConfigError, match="no key in the key manager") as caught:
-        managed("two").ready()
-    assert "castellan_key_id" in caught.value.hint
-
-
-def test_rotation_with_a_key_manager_takes_the_key_that_is_named_first(
-    books: Books, managed: Callable[[str], Vault]
-) -> None:
-    managed("one").ready()
-    put(books, managed("one"), "j", PASSWORD)
-    with pytest.raises(UsageError, match="already") as caught:
-        managed("one").rotate()
-    assert "castellan_key_id" in caught.value.hint
-    done = managed("two, one").rotate()
-    assert (done.resumed, done.renewed) == (False, 1)
-    assert readable(books, managed("two")) == {"j": PASSWORD}
-    assert managed("two").fits()
-
-
-@pytest.mark.parametrize(
-    ("ids", "message"), [("", "no key is named"), ("none", "does not give key none"), ("short", "256 bits")]
-)
-def test_a_key_manager_without_the_key_is_said(
-    books: Books, managed: Callable[[str], Vault], ids: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        managed(ids).ready()
-    assert caught.value.hint
-    assert stored(books) == {}
-
-
-def test_castellans_settings_that_cannot_be_used_are_said(books: Books, tmp_path: Path) -> None:
-    settings = Settings(key_source="castellan", castellan_key_id="one", castellan_config=str(tmp_path / "none.conf"))
-    with pytest.raises(ConfigError, match="cannot be set up") as caught:
-        Vault(books.database, KeyRing(key_source(settings))).ready()
-    assert "castellan_config" in caught.value.hint
-
-
-def test_without_castellan_it_says_what_to_install(
-    books: Books, managed: Callable[[str], Vault], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "castellan", None)
-    with pytest.raises(ConfigError, match="not installed") as caught:
-        managed("one").ready()
-    assert "tether[castellan]" in caught.value.hint
 
 
 def test_a_fingerprint_names_a_key_and_is_none() -> None:
