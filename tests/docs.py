@@ -93,7 +93,7 @@ HEAD = """# Command line
 Written by `bin/docs` from the commands' own parsers; do not edit. [Exit codes](exit-codes.md) · \
 [states of a job](states.md)
 
-Commands that print a result take `-f table|json|yaml|value` (lists: also `csv`; single objects: also `shell`) and \
+Commands that print a result take `-f table|json|yaml|value|csv` (single objects: also `shell`) and \
 `-c COLUMN`, once for each column wanted; `tether help COMMAND` names the rest of what the formats offer. Results are \
 on standard output, everything else on standard error.
 

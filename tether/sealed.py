@@ -19,7 +19,7 @@ _SECRET_WORDS = ("password", "secret", "passphrase", "keyring", "token")
 _PUBLIC = frozenset({"secret_uuid", "secret_type"})
 
 _alive: weakref.WeakValueDictionary[int, Sealed[Any]] = weakref.WeakValueDictionary()
-_alive_lock = threading.Lock()
+_alive_lock = threading.RLock()  # a log line may come in the middle of one
 
 
 class Sealed(Generic[T]):
@@ -32,16 +32,25 @@ class Sealed(Generic[T]):
         value: the secret itself: a CHAP password, a passphrase, or a whole connection_info.
     """
 
-    __slots__ = ("__weakref__", "_value")
+    __slots__ = ("__weakref__", "_texts", "_value")
 
     def __init__(self, value: T) -> None:
         self._value = value
+        self._texts: tuple[str, ...] | None = None
         with _alive_lock:
             _alive[id(self)] = self
 
     def open(self) -> T:
         """Return the secret. Only adapters and the vault may call this, at the call that needs it."""
         return self._value
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every form in which a text may hold it, for :func:`mask` alone; what is too short is left out."""
+        if self._texts is None:
+            found = [self._value] if isinstance(self._value, str) else secrets_in(self._value)
+            self._texts = tuple(form for text in found if len(text) >= SHORTEST for form in _forms(text))
+        return self._texts
 
     def __repr__(self) -> str:
         return f"Sealed({MASK})"
@@ -94,9 +103,8 @@ def mask(text: str) -> str:
     in the log's handlers, in what the logbook keeps of a failure, in a job's error.
     """
     with _alive_lock:
-        values = [sealed.open() for sealed in _alive.values()]
-    found = {text for value in values for text in ([value] if isinstance(value, str) else secrets_in(value))}
-    forms = {form for secret in found if len(secret) >= SHORTEST for form in _forms(secret)}
+        alive = list(_alive.values())
+    forms = {form for sealed in alive for form in sealed.texts}
     return scrub(text, sorted(forms, key=len, reverse=True))
 
 

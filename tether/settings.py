@@ -6,6 +6,9 @@ is imported only when a file or an option list is needed, so that ``tether --hel
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,13 +91,20 @@ class Settings:
     libvirt_settle: float = _option(
         "libvirt", 3.0, "How long a call of a runner that was killed may still be carried out by libvirtd."
     )
-    device_detach_attempts: int = _option("libvirt", 8, "Live unplug requests before giving up (Nova's option).")
+    device_detach_attempts: int = _option("libvirt", 8, "Live unplug requests before giving up (Nova's option).", min=1)
     device_detach_timeout: float = _option("libvirt", 20.0, "The wait for each of them (Nova's option).")
     disk_bus: str = _option(
         "libvirt", "virtio", "The bus unless --bus says otherwise.", choices=("virtio", "scsi", "sata")
     )
-    max_disk_devices_to_attach: int = _option("libvirt", -1, "Most disks of one guest; -1: no limit (Nova's option).")
-    disk_cachemode: str = _option("libvirt", "none", "cache= of the driver element; multiattach is always none.")
+    max_disk_devices_to_attach: int = _option(
+        "libvirt", -1, "Most disks of one guest; -1: no limit (Nova's option).", min=-1
+    )
+    disk_cachemode: str = _option(
+        "libvirt",
+        "none",
+        "cache= of the driver element; multiattach is always none.",
+        choices=("default", "none", "writethrough", "writeback", "directsync", "unsafe"),
+    )
     rbd_user: str = _option("libvirt", "", "Overrides the rbd user of the connection info (Nova's option).")
     rbd_secret_uuid: str = _option("libvirt", "", "The host's libvirt secret for ceph (Nova's option).")
 
@@ -105,7 +115,7 @@ class Settings:
     host_name: str = _option("host", "", "This host's name to Cinder; empty: the machine's.")
     volume_use_multipath: bool = _option("host", False, "Connect over all portals (Nova's [libvirt] option).")
     volume_enforce_multipath: bool = _option("host", False, "Refuse to connect without multipathd (Nova's option).")
-    num_volume_scan_tries: int = _option("host", 5, "Scan attempts for a new device (Nova's [libvirt] option).")
+    num_volume_scan_tries: int = _option("host", 5, "Scan attempts for a new device (Nova's [libvirt] option).", min=1)
     host_timeout: float = _option("host", 180.0, "os-brick's helper is ended after this.")
     host_settle: float = _option("host", 5.0, "How long a killed helper's child commands may still act.")
     lock_path: str = _option("host", "/var/lib/tether/locks", "os-brick's lock_path: Nova's and Cinder's on this host.")
@@ -149,7 +159,9 @@ def config_options() -> dict[str, list[cfg.Opt]]:
     kinds: dict[type, Any] = {bool: cfg.BoolOpt, int: cfg.IntOpt, float: cfg.FloatOpt, str: cfg.StrOpt}
     result: dict[str, list[cfg.Opt]] = {}
     for item in fields(Settings):
-        extra = {"choices": list(item.metadata["choices"])} if "choices" in item.metadata else {}
+        extra: dict[str, Any] = {"choices": list(item.metadata["choices"])} if "choices" in item.metadata else {}
+        if type(item.default) in {int, float}:
+            extra["min"] = item.metadata.get("min", 0)
         option = kinds[type(item.default)](item.name, default=item.default, help=item.metadata["help"], **extra)
         result.setdefault(item.metadata["section"], []).append(option)
     return result
@@ -167,13 +179,16 @@ def load(config_file: str | None = None) -> Settings:
         config_file: a path; None reads ``/etc/tether/tether.conf`` if that exists.
 
     Raises:
-        ConfigError: the file is absent or broken, or a value does not fit.
+        ConfigError: the file is absent or broken, names a setting that does not exist, or a value does not fit.
     """
     from oslo_config import cfg
 
-    if config_file is not None and not Path(config_file).is_file():
-        raise ConfigError(f"there is no configuration file {config_file}", hint="give --config-file a file that exists")
-    files = [config_file] if config_file else [str(DEFAULT_CONFIG_FILE)] if DEFAULT_CONFIG_FILE.is_file() else []
+    if config_file is not None and not os.path.isfile(config_file):  # noqa: PTH113 - false, too, where we may not look
+        raise ConfigError(
+            f"there is no configuration file {config_file}",
+            hint="give --config-file a file that exists, and that this user may read",
+        )
+    files = [config_file] if config_file else [str(DEFAULT_CONFIG_FILE)] if os.path.isfile(DEFAULT_CONFIG_FILE) else []  # noqa: PTH113
     conf = cfg.ConfigOpts()
     options = config_options()
     for section, members in options.items():
@@ -185,8 +200,31 @@ def load(config_file: str | None = None) -> Settings:
             for section, members in options.items()
             for option in members
         }
+        unknown = [name for file in files for name in _unknown(file, options)]
     except (cfg.Error, ValueError) as error:
+        text = re.sub(r"LocationInfo\(.*?detail='(.*?)'\)", r"\1", str(error))
         raise ConfigError(
-            f"the configuration cannot be read: {error}", hint="correct the file that it names"
+            f"the configuration {' '.join(files)} cannot be read: {text}".replace("  ", " "),
+            hint="correct the file that it names",
         ) from error
+    if unknown:
+        raise ConfigError(
+            f"the configuration {files[0]} has settings that do not exist: {', '.join(unknown)}",
+            hint="correct their names or sections; etc/tether.conf.sample has them all",
+        )
     return Settings(**values)
+
+
+def _unknown(file: str, options: Mapping[str, list[cfg.Opt]]) -> list[str]:
+    """Return what a file sets that is no setting, as ``[section] name``: oslo.config would pass over a misspelt one."""
+    from oslo_config import cfg
+
+    sections: dict[str, dict[str, Any]] = {}
+    cfg.ConfigParser(file, sections).parse()
+    known = {(section, option.dest) for section, members in options.items() for option in members}
+    return [
+        f"[{section}] {name}"
+        for section, entries in sections.items()
+        for name in entries
+        if (section, name.replace("-", "_")) not in known
+    ]

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.crash import judge
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
-from tether.persistence.ledger import Params
-from tether.runner.world import open_ledger
-from tether.settings import Settings
 from tether.sim.cinder.seed import add_volume
 from tether.sim.guest import SimGuest
 from tether.sim.store import Store
@@ -211,21 +206,3 @@ def test_a_database_that_does_not_answer_at_the_end_is_no_roll_back(sim: SimWorl
     assert "next: once the database answers: tether job resume" in done.err
     assert sim.tether("job", "resume", "--last").code == DONE
     assert sim.jobs()[0] == ("attach", "attached")
-
-
-def test_a_second_command_waits_for_a_job_that_was_stored_but_not_begun(sim: SimWorld) -> None:
-    """Its runner lives: it takes the lease a moment later."""
-    books = open_ledger(Settings().but(database=f"sqlite:///{sim.directory / 'tether.sqlite'}"), sim=sim.directory)
-    assert sim.tether("attach", "vol1", "guest1").code == DONE
-    assert sim.tether("detach", "vol1", "guest1").code == DONE
-    with books as open_books:
-        last = open_books.ledger.last_job()
-        queued = replace(last, id=str(uuid.uuid4()), kind="attach", idempotency_key=None, error=None)
-        queued = replace(queued, state="queued", params=Params())
-        open_books.ledger.add_job(queued)
-        started = time.time()
-        done = sim.tether("attach", "vol1", "guest1")
-        assert time.time() - started >= 4
-        assert done.code == 1, done.err  # it never began: after its time it is interrupted, not waited for any more
-        assert f"tether job resume {queued.id}" in done.err
-        assert sim.tether("job", "resume", queued.id).code == DONE

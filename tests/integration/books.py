@@ -84,6 +84,11 @@ class Books:
         finally:
             engine.dispose()
 
+    def database_execute(self, statement: str, **values: Any) -> None:
+        """Change something behind tether's back."""
+        with self.database.write() as connection:
+            connection.execute(sa.text(statement), values)
+
     def another(self, **who: Any) -> Leases:
         """Return the leases as another run sees them, or a process that differs in ``who``."""
         return Leases(self.database, SystemClock(), 30.0, replace(Owner.current(), **who))

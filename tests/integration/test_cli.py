@@ -6,7 +6,10 @@ import csv
 import importlib.util
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -88,8 +91,6 @@ PARSERS: dict[str, Any] = {
 @pytest.mark.parametrize("command", RESULTS)
 def test_results_go_to_stdout_in_every_format_and_nothing_else(attached: SimWorld, command: str) -> None:
     for kind, parse in PARSERS.items():
-        if kind == "csv" and command not in LISTS:
-            continue  # cliff has it for lists alone
         done = run(attached, *of(attached, command), "-f", kind)
         assert done.code == 0, done.err
         assert done.err == ""
@@ -110,6 +111,61 @@ def test_results_go_to_stdout_in_every_format_and_nothing_else(attached: SimWorl
 def test_columns_can_be_chosen(attached: SimWorld) -> None:
     done = run(attached, "job", "list", "-f", "value", "-c", "volume", "-c", "state")
     assert done.out.split() in (["attached", "vol1"], ["vol1", "attached"])
+
+
+def test_a_refused_attach_has_the_columns_of_one_that_is_done(sim: SimWorld) -> None:
+    shown = json.loads(run(sim, "attach", "vol1", "guest1", "--device", "vda", "-f", "json").out)
+    assert shown["state"] == "rolled-back"
+    assert shown["device"] == shown["bus"] == shown["mode"] == ""
+    assert set(shown) == set(json.loads(run(sim, "attach", "vol1", "guest1", "-f", "json").out))
+
+
+CHILD = (sys.executable, "-c", "import sys; from tether.cli.main import main; sys.exit(main())")
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "says"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "cannot be written: No space left on device"),
+        ("2>&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+    ],
+)
+def test_streams_that_cannot_be_written(sim: SimWorld, streams: str, code: int, says: str) -> None:
+    words = [*CHILD, "--sim", str(sim.directory), "attach", "vol1", "guest1"]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {streams}', "-", *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sim.jobs() == [("attach", "attached")]
+
+
+def test_a_failure_keeps_its_code_where_stderr_cannot_be_written(sim: SimWorld) -> None:
+    sim.script("guest.plug_live", "fail")
+    words = [*CHILD, "--sim", str(sim.directory), "attach", "vol1", "guest1", "-f", "value", "-c", "state"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=full, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "rolled-back\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["--server", "guest1"], ["--volume", "vol1"], ["--server", GUEST1, "--volume", VOL1]]
+)
+def test_mappings_are_found_by_name_and_by_id(attached: SimWorld, words: list[str]) -> None:
+    assert run(attached, "attach", "vol2", "guest2").code == DONE
+    (row,) = json.loads(run(attached, "mapping", "list", *words, "-f", "json").out)
+    assert (row["volume"], row["server"], row["volume_id"], row["server_id"]) == ("vol1", "guest1", VOL1, GUEST1)
+    assert json.loads(run(attached, "mapping", "list", "--server", "guest9", "-f", "json").out) == []
+
+
+def test_a_stdout_without_utf_8_loses_nothing(sim: SimWorld) -> None:
+    rename(sim, "vol1", "Größe")
+    words = [*CHILD, "--sim", str(sim.directory), "attach", VOL1, "guest1", "-f", "value", "-c", "volume"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (0, "Gr\\xf6\\xdfe\n"), done.stderr
 
 
 def test_abort_prints_a_result_too(sim: SimWorld) -> None:
@@ -148,7 +204,13 @@ def test_what_fails_says_so_on_stderr_and_ends_with_the_next_step(sim: SimWorld)
 LONG = "n" * 10_000
 REFUSED: dict[str, tuple[list[str], int, str]] = {
     "no such command": (["frobnicate"], 2, "frobnicate"),
-    "half a command": (["job"], 2, "job show"),
+    "half a command": (["job"], 2, "perhaps tether job abort, tether job list, tether job resume, tether job show; or"),
+    "help for no such command": (["help", "frobnicate"], 2, "frobnicate"),
+    "no such global option": (["--frob", "job", "list"], 2, "no option --frob"),
+    "an empty world": (["--sim", "", "job", "list"], 2, "--sim is empty"),
+    "an empty database": (["--database", "", "job", "list"], 2, "--database is empty"),
+    "no such column": (["attach", "vol1", "guest1", "-c", "state", "-c", "colour"], 2, "colour"),
+    "no such column of a list": (["job", "list", "-c", "colour"], 2, "colour"),
     "a word too few": (["attach", "vol1"], 2, "SERVER"),
     "a word too many": (["attach", "vol1", "guest1", "more"], 2, "more"),
     "no such option": (["attach", "vol1", "guest1", "--frob"], 2, "--frob"),
@@ -162,7 +224,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "no such job to resume": (["job", "resume", "zzz"], 6, "zzz"),
     "no job yet": (["job", "abort", "--last"], 6, "no job yet"),
     "no such volume": (["attach", "vol9", "guest1"], 6, "vol9"),
-    "no such server": (["attach", "vol1", "guest9"], 6, "guest9"),
+    "no such server": (["attach", "vol1", "guest9"], 6, "see: tether sim show /"),
     "no such volume to detach": (["detach", "vol9", "guest1"], 6, "vol9"),
     "never attached": (["detach", "vol1", "guest1"], 6, "has not attached"),
     "no such mapping": (["mapping", "show", "vol1", "guest1"], 6, "no mapping"),
@@ -178,6 +240,10 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "no such fault": (["--fault", "nonsense", "job", "list"], 2, "nonsense"),
     "no such call": (["sim", "script", "DIR", "guest.fly"], 2, "guest.fly"),
     "no such action": (["sim", "script", "DIR", "guest.mark", "sing"], 2, "sing"),
+    "a failure no call can have": (["sim", "script", "DIR", "guest.mark", "refuse"], 2, "only guest.unplug_live"),
+    "no call at all": (["sim", "script", "DIR", "guest.mark", "--times", "0"], 2, "number of calls"),
+    "a time before now": (["sim", "script", "DIR", "guest.mark", "late", "--seconds", "-1"], 2, "--seconds"),
+    "no status of a failure": (["sim", "script", "DIR", "cinder.attach", "--status", "99"], 2, "99"),
     "a world that is there": (["sim", "create", "DIR"], 2, "already"),
     "a log file nowhere": (["--log-file", "/nonexistent/log", "job", "list"], 2, "/nonexistent/log"),
     "no such database": (["--database", "nonsense", "job", "list"], 2, "database URL"),
@@ -237,12 +303,32 @@ def test_a_name_is_any_text(sim: SimWorld, name: str) -> None:
     assert judge.diff(before, sim.books()) == []
 
 
+def test_a_name_does_not_steer_the_terminal(sim: SimWorld) -> None:
+    name = "\x1b]0;yours\x07\x9b31mred\u202etxt.\r"
+    rename(sim, "vol1", name)
+    for words in (
+        ["-v", "attach", name, "guest1"],
+        ["plan", "attach", name, "guest2"],
+        ["job", "list"],
+        ["job", "show", "--last"],
+    ):
+        done = run(sim, *words)
+        assert not set("\x1b\x07\x9b\u202e\r") & set(done.out + done.err), words
+        assert "\\x1b]0;yours" in done.out, words
+    assert json.loads(run(sim, "job", "show", "--last", "-f", "json").out)["volume"] == name
+
+
 # -- configuration -------------------------------------------------------------------------------------------
 
 BROKEN = {
     "no section": "database = x\n",
     "no number": "[cinder]\nrequest_timeout = soon\n",
     "no choice": "[DEFAULT]\ndata_path = carrier-pigeon\n",
+    "no such setting": "[cinder]\nsend_service_user_tokn = true\n",
+    "no such section": "[cindr]\ndialect = legacy\n",
+    "less than nothing": "[DEFAULT]\nretry_interval = -1\n",
+    "no attempt": "[libvirt]\ndevice_detach_attempts = 0\n",
+    "no text": "\x00\x01\n",
 }
 
 
@@ -252,7 +338,8 @@ def test_a_broken_configuration_file(sim: SimWorld, tmp_path: Path, text: str) -
     file.write_text(BROKEN[text])
     done = run(sim, "--config-file", str(file), "job", "list")
     assert (done.code, done.out) == (2, ""), done.err
-    assert "configuration" in done.err
+    assert f"configuration {file}" in done.err
+    assert "LocationInfo" not in done.err
     assert "Traceback" not in done.err
 
 
@@ -260,6 +347,23 @@ def test_a_missing_configuration_file(sim: SimWorld) -> None:
     done = run(sim, "--config-file", "/nonexistent.conf", "job", "list")
     assert (done.code, done.out) == (2, "")
     assert "/nonexistent.conf" in done.err
+
+
+def test_a_damaged_world(sim: SimWorld) -> None:
+    (sim.directory / "cinder.json").write_text('{"volumes": ')
+    done = run(sim, "sim", "show", str(sim.directory))
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "cinder.json is damaged" in done.err
+
+
+def test_a_world_shows_what_is_special_about_a_volume(sim: SimWorld) -> None:
+    shown = json.loads(run(sim, "sim", "show", str(sim.directory), "-f", "json").out)
+    details = {row["name"]: row["details"] for row in shown}
+    assert (details["vol1"], details["shared1"], details["secret1"]) == (
+        "1 GiB",
+        "1 GiB multiattach",
+        "1 GiB encrypted",
+    )
 
 
 @pytest.mark.parametrize("words", [["job", "list"], ["mapping", "list"], ["db", "check"]])
@@ -292,3 +396,15 @@ def test_log_lines_as_json(sim: SimWorld, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in text.splitlines()]
         assert len(lines) > 5
         assert {"event", "level", "logger", "timestamp"} <= set.intersection(*(set(line) for line in lines))
+        of_the_job = json.loads(run(sim, "job", "show", "--last", "-f", "json").out)["request_id"]
+        assert {line["request_id"] for line in lines} == {of_the_job}, "from the pool's threads too"
+
+
+def test_a_log_file_names_the_request(sim: SimWorld, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    for words in (["attach", "vol1", "guest1"], ["mapping", "show", "vol1", "guest1"]):
+        assert run(sim, "--log-file", str(file), *words).code == DONE
+    request = json.loads(run(sim, "job", "show", "--last", "-f", "json").out)["request_id"]
+    named = re.findall(r" \[(\S+)\] ", file.read_text())
+    assert set(named) == {request, "-"}
+    assert len(named) == len(file.read_text().splitlines())

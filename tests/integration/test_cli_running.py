@@ -88,8 +88,7 @@ def test_who_joins_gets_the_code_of_a_failure(sim: SimWorld) -> None:
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
 def test_who_waits_can_leave_without_harm(sim: SimWorld, number: int, code: int) -> None:
     first = slow(sim, "host.connect", *ATTACH, seconds=3)
-    second = Command(sim, "-v", *ATTACH)
-    sim.script("cinder.show_volume", "slow", times=0)  # a command's time: the second waits by now
+    second = Command(sim, "-v", *ATTACH).says("find volume")  # next it finds the job, and waits
     assert second.signal(number).end().code == code
     assert first.end().code == DONE
 

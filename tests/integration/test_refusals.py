@@ -93,7 +93,9 @@ REFUSALS = {
     "volume in use elsewhere": Refusal(
         volume(status="in-use", attach_status="attached"), "attach vol1 guest1", 3, ("vol1", "in use")
     ),
-    "volume attached to another server": Refusal(elsewhere, "attach vol1 guest1", 3, ("vol1", "in use")),
+    "volume attached to another server": Refusal(
+        elsewhere, "attach vol1 guest1", 3, ("vol1", "in use", "server guest2", "tether detach vol1 guest2")
+    ),
     "volume reserved by somebody": Refusal(volume(status="reserved"), "attach vol1 guest1", 3, ("vol1", "reserved")),
     "volume attaching elsewhere": Refusal(volume(status="attaching"), "attach vol1 guest1", 3, ("vol1", "attaching")),
     "multiattach and encrypted": Refusal(
@@ -158,3 +160,17 @@ def test_what_is_attached_here_already_is_a_success(sim: SimWorld) -> None:
     assert sim.tether("attach", "vol1", "guest1").code == 0
     assert judge.diff(before, sim.books()) == []
     assert len(sim.jobs()) == 1
+
+
+@pytest.mark.parametrize("newest", ["3.44", "3.53", "3.54"])
+def test_cinder_hears_of_read_only_at_every_microversion(
+    sim: SimWorld, monkeypatch: pytest.MonkeyPatch, newest: str
+) -> None:
+    monkeypatch.setattr("tether.adapters.cinder.client.HIGHEST_MICROVERSION", newest)
+    before = sim.books()
+    done = sim.tether("attach", "vol1", "guest1", "--mode", "ro")
+    assert done.code == 0, done.err
+    (row,) = Store(sim.directory).read("cinder")["attachments"].values()
+    assert row["attach_mode"] == "ro"
+    assert sim.tether("detach", "vol1", "guest1").code == 0
+    assert judge.diff(before, sim.books()) == []

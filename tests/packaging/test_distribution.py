@@ -38,7 +38,7 @@ def test_sdist_holds_the_package_without_tests_and_links(built: Built) -> None:
         members = {member.name.partition("/")[2]: member for member in sdist.getmembers()}
     files = {name for name, member in members.items() if member.isfile()}
     assert _package_files() | {"LICENSE", "pyproject.toml", "setup.py", "README.md"} <= files
-    assert not [name for name in members if name.split("/")[0] in {"tests", "bin", *LINKS}]
+    assert not [name for name in members if name.split("/")[0] in {"tests", "bench", "bin", *LINKS}]
     assert not [name for name, member in members.items() if member.issym() or member.islnk()]
 
 

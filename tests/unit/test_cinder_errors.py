@@ -198,6 +198,40 @@ def test_no_connection_names_the_url() -> None:
     assert "cinder-api" in known.hint
 
 
+def _refused(url: str) -> Exception:
+    from keystoneauth1.exceptions.connection import ConnectFailure
+    from urllib3.exceptions import NewConnectionError
+
+    caused = "Failed to establish a new connection: [Errno 111] Connection refused"
+    error = ConnectFailure(
+        f"Unable to establish connection to {url}: HTTPConnectionPool(host='h', port=1): Max retries exceeded with url:"
+        f" /v3/ (Caused by NewConnectionError(\"HTTPConnection(host='h', port=1): {caused}\"))"
+    )
+    error.__cause__ = NewConnectionError(None, caused)  # type: ignore[arg-type]
+    return error
+
+
+def test_no_connection_says_why_in_a_few_words() -> None:
+    known = translate(_refused(f"{URL}/"), call())
+    assert known.message.endswith(f"Unable to establish connection to {URL}/: [Errno 111] Connection refused")
+    assert "Pool" not in known.message
+
+
+def test_a_keystone_that_is_unreachable_is_named() -> None:
+    known = translate(_refused("http://keystone/v3/auth/tokens"), call())
+    assert type(known) is UncertainError
+    assert "Keystone is unreachable" in known.message
+    assert "OS_AUTH_URL" in known.hint
+
+
+@pytest.mark.parametrize("verb", ["ask for the versions of", "find", "show", "list attachments of"])
+def test_a_read_without_an_answer_has_changed_nothing(verb: str) -> None:
+    known = translate(TimeoutError("timed out"), call(verb))
+    assert type(known) is UncertainError
+    assert "may have happened" not in known.hint
+    assert "may have happened" in translate(TimeoutError("timed out"), call("update")).hint
+
+
 def test_a_lost_connection_is_not_called_unreachable() -> None:
     from keystoneauth1.exceptions.connection import ConnectFailure
 

@@ -91,6 +91,18 @@ def test_no_tracked_file_names_a_developers_machine() -> None:
     assert named == set()
 
 
+def test_an_adapter_does_not_know_whether_there_is_a_job() -> None:
+    """Its hints are shown before there is one, once it is rolled back, and where it is blocked."""
+    told = {
+        f"{name}:{number}"
+        for name in modules()
+        if name.startswith(("tether/adapters/", "tether/sim/"))
+        for number, line in enumerate(_source(name).splitlines(), 1)
+        if re.search(r"resume the job|tether job|run the command again", line)
+    }
+    assert told == set()
+
+
 def test_changelog_fragments_are_ones_that_towncrier_takes() -> None:
     kinds = {kind["directory"] for kind in _project()["tool"]["towncrier"]["type"]}  # type: ignore[index]
     names = [Path(name).name for name in tracked_files() if name.startswith("changelog.d/")]
@@ -112,6 +124,18 @@ def test_every_dependency_has_its_row_and_no_row_is_left_over() -> None:
     rows = re.findall(r"^\| `([A-Za-z0-9_.-]+)` \|", _source("docs/dependencies.md"), re.MULTILINE)
     assert {row.lower() for row in rows} == _dependencies()
     assert len(rows) == len(set(rows))
+
+
+#: What a dependency is imported as, where that is not its name with underscores.
+IMPORTED_AS = {"openstacksdk": "openstack", "python-cinderclient": "cinderclient"}
+
+
+def test_every_dependency_of_tether_is_imported_somewhere() -> None:
+    lines = _project()["project"]["dependencies"]  # type: ignore[index]
+    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in lines}
+    wanted = {name: IMPORTED_AS.get(name, re.sub(r"[-.]", "_", name).lower()) for name in names}
+    found = set().union(*(_imported(module) for module in modules() if module.startswith("tether/")))
+    assert {name for name, imported in wanted.items() if imported not in found} == set()
 
 
 def test_design_records_are_numbered_without_gaps_and_listed() -> None:
@@ -136,7 +160,10 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     assert {(name, target) for name, target in targets if not (ROOT / name).parent.joinpath(target).exists()} == set()
 
 
-@pytest.mark.parametrize("script", ["bin/docs", "bin/test", "bin/try", "bin/tether", ".ci/run"])
+BENCHES = [f"bench/{name}" for name in ("overhead", "growth", "recovery", "memory", "report")]
+
+
+@pytest.mark.parametrize("script", ["bin/docs", "bin/test", "bin/try", "bin/tether", ".ci/run", *BENCHES])
 def test_scripts_stop_at_the_first_error(script: str) -> None:
     assert (ROOT / script).stat().st_mode & 0o111
     assert "set -euo pipefail" in _source(script)

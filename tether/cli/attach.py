@@ -6,7 +6,7 @@ import argparse
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from tether.cli.base import ShowOne, job_fields
+from tether.cli.base import JOB_FIELDS, ShowOne, job_fields
 
 if TYPE_CHECKING:
     from tether.runner.requests import Request
@@ -16,6 +16,7 @@ class Ask(ShowOne):
     """What attach and detach share."""
 
     kind: str
+    fields: tuple[str, ...] = JOB_FIELDS
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -48,8 +49,12 @@ class Ask(ShowOne):
             mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
             fields = job_fields(job, live=False)
         self.exit_code = job.exit_code if job.exit_code is not None else 0
-        if self.kind == "attach" and mapping is not None:
-            fields |= {"device": mapping.target, "bus": mapping.bus, "mode": mapping.mode}
+        if self.kind == "attach":  # what was rolled back has none of them, and the same columns
+            fields |= {
+                "device": mapping.target if mapping else "",
+                "bus": mapping.bus if mapping else "",
+                "mode": mapping.mode if mapping else "",
+            }
         return tuple(fields), tuple(fields.values())
 
 
@@ -61,6 +66,7 @@ class Attach(Ask):
     """
 
     kind = "attach"
+    fields = (*JOB_FIELDS, "device", "bus", "mode")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cliff import command, lister, show
 
-from tether.errors import TetherError
+from tether.cli.printable import printable
+from tether.errors import TetherError, UsageError
 
 if TYPE_CHECKING:
     from tether.cli.main import Tether
@@ -26,15 +27,41 @@ class Reported:
     app: Tether
     #: What the command returns if nothing is raised.
     exit_code = 0
+    #: The columns of the result, where they are known beforehand: a wrong ``-c`` is then refused before anything is
+    #: done.
+    fields: tuple[str, ...] = ()
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; return its exit code."""
         try:
+            if self.fields:
+                _check_columns(parsed_args, self.fields)
             code: int = super().run(parsed_args)  # type: ignore[misc]  # cliff's, by the order of the bases
         except TetherError as error:
             self.app.report(error)
             return error.exit_code
         return self.exit_code or code
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Sequence[str], data: Any) -> int:
+        """Print the result.
+
+        Raises:
+            UsageError: a column was asked for that it does not have.
+            TetherError: stdout cannot be written; what was done stays done.
+        """
+        _check_columns(parsed_args, column_names)
+        if parsed_args.formatter == "table":  # the others are for programs, which want the very text
+            data = _for_people(data)
+        try:
+            code: int = super().produce_output(parsed_args, column_names, data)  # type: ignore[misc]  # as in `run`
+            self.app.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise TetherError(
+                f"the result cannot be written: {error.strerror or error}", hint="see: tether job list"
+            ) from error
+        return code
 
     @property
     def sim(self) -> Path | None:
@@ -44,8 +71,10 @@ class Reported:
     @contextmanager
     def world(self, request_id: str = "") -> Iterator[World]:
         """Open the world of the global options."""
+        from tether.cli.logs import BOUND
         from tether.runner.world import open_world
 
+        BOUND.request_id = request_id or "-"
         with open_world(self.app.settings(), sim=self.sim, request_id=request_id) as world:
             yield world
 
@@ -66,6 +95,21 @@ class Reported:
             yield vault
 
 
+def _check_columns(parsed_args: argparse.Namespace, column_names: Sequence[str]) -> None:
+    """Raise UsageError for a column that is not there; cliff would leave it out, or fail once all is done."""
+    asked = [name.lower().strip().replace(" ", "_") for name in parsed_args.columns]
+    unknown = [name for name in asked if name not in column_names]
+    if unknown:
+        raise UsageError(f"there is no column {', '.join(unknown)}", hint=f"one of: {', '.join(column_names)}")
+
+
+def _for_people(data: Any) -> Any:
+    """Return a row, or rows, with the texts made printable."""
+    if isinstance(data, str):
+        return printable(data)
+    return [_for_people(item) for item in data] if isinstance(data, list | tuple) else data
+
+
 class Command(Reported, command.Command):  # type: ignore[misc]  # two `run`s, on purpose
     """A command without a result to format."""
 
@@ -77,6 +121,11 @@ class Lister(Reported, lister.Lister):  # type: ignore[misc]  # two `run`s, on p
 class ShowOne(Reported, show.ShowOne):  # type: ignore[misc]  # two `run`s, on purpose
     """A command whose result is one object."""
 
+    @property
+    def formatter_namespace(self) -> str:
+        """Where the formats are registered: cliff's own place would change every other cliff program."""
+        return "tether.formats.show"
+
 
 def moment(seconds: float | None) -> str:
     """Return a time as text, in UTC, or empty."""
@@ -86,6 +135,10 @@ def moment(seconds: float | None) -> str:
 def job_state(job: Job, *, live: bool) -> str:
     """Return the job's state; *interrupted* is a running one that nobody works on."""
     return "interrupted" if job.state == "running" and not live else job.state
+
+
+#: The names of `job_fields`.
+JOB_FIELDS = ("job", "kind", "state", "volume", "volume_id", "server", "server_id", "exit_code")
 
 
 def job_fields(job: Job, *, live: bool) -> dict[str, Any]:

@@ -1,16 +1,14 @@
-"""``tether job``: list, show, resume and abort."""
+"""``tether job``: list, show, resume, abort and settle."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import Lister, ShowOne, job_fields, job_state, moment
 
 if TYPE_CHECKING:
     from tether.persistence.ledger import Job, Ledger
-    from tether.runner.jobs import Runner
     from tether.runner.world import Books
 
 COLUMNS = ("job", "kind", "state", "volume", "server", "step", "created")
@@ -48,13 +46,13 @@ def _reached(book: Books, job: Job) -> str:
     return next((atom.name for detail in book.logbook.flows(job.id) for atom in detail if atom.state in busy), "")
 
 
-def find_job(ledger: Ledger, parsed_args: argparse.Namespace) -> Job:
+def find_job(ledger: Ledger, name: str, *, last: bool) -> Job:
     """Return the job that the words name."""
     from tether.errors import UsageError
 
-    if bool(parsed_args.job) == parsed_args.last:
+    if bool(name) == last:
         raise UsageError("name one job", hint="give JOB (the beginning of its id is enough), or --last")
-    return ledger.last_job() if parsed_args.last else ledger.job(parsed_args.job)
+    return ledger.last_job() if last else ledger.job(name)
 
 
 class _OneJob(ShowOne):
@@ -70,7 +68,7 @@ class ShowJob(_OneJob):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         with self.ledger() as book:
-            job = find_job(book.ledger, parsed_args)
+            job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
             fields = job_fields(job, live=book.is_live(job))
             steps = _in_order(job, [(a.name, a.state) for detail in book.logbook.flows(job.id) for a in detail])
         fields |= {
@@ -84,6 +82,8 @@ class ShowJob(_OneJob):
             "error": job.error["message"] if job.error else "",
             "hint": job.error["hint"] if job.error else "",
             "attempts": job.attempts,
+            "runner": str(job.runner) if job.runner else "",
+            "settled": _settled(job),
             "created": moment(job.created_at),
             "updated": moment(job.updated_at),
             "finished": moment(job.finished_at),
@@ -94,6 +94,11 @@ class ShowJob(_OneJob):
     def is_machine(self) -> bool:
         """True if the output is for a program."""
         return self.formatter is not None and type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
+
+
+def _settled(job: Job) -> str:
+    said = job.settled
+    return f"as {said['as']} by {said['by']} at {moment(said['at'])}: {said['reason']}" if said else ""
 
 
 def _in_order(job: Job, steps: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -112,49 +117,120 @@ def _steps(steps: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps)
 
 
-class _WorkOnJob(_OneJob):
-    verb: str
+class ResumeJob(Lister):
+    """Take interrupted or blocked jobs up again, each in the direction it had; return the job's own exit code.
 
-    def work(self, runner: Runner) -> Callable[[Job], Job]:
-        """Return what is done with the job."""
-        raise NotImplementedError
+    Of several jobs the gravest code: 4, then 1, 5, 6, 2, 3, 0.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("jobs", nargs="*", metavar="JOB", help="the job's id, or the beginning of it")
+        parser.add_argument("--last", action="store_true", help="the newest job")
+        parser.add_argument("--all", action="store_true", help="all of this host that nobody works on")
+        parser.add_argument("--parallel", type=int, default=8, metavar="N", help="so many at a time; default: 8")
+        parser.add_argument(
+            "--fenced",
+            action="store_true",
+            help="also from a runner that cannot be seen from here: its container or host is known to be down for good",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        from tether.cli.work import take_up, take_up_many
+        from tether.errors import UsageError
+
+        named = [bool(parsed_args.jobs), parsed_args.last, parsed_args.all]
+        if named.count(True) != 1:
+            raise UsageError("name the jobs", hint="give JOB… (the beginning of an id is enough), --last, or --all")
+        if parsed_args.parallel < 1:
+            raise UsageError("--parallel is at least 1")
+        with self.ledger() as book:
+            if parsed_args.all:
+                jobs = [job for job in book.ledger.list_jobs(open_only=True, limit=None) if not book.is_live(job)][::-1]
+            else:
+                found = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
+                jobs = list({job.id: job for job in found}.values())
+        with self.world(jobs[0].request_id if len(jobs) == 1 else "") as world:
+            if parsed_args.all:
+                here = world.tools.host.identity().machine_id
+                others = [job for job in jobs if job.place.machine_id != here]
+                jobs = [job for job in jobs if job.place.machine_id == here]
+                if others:
+                    self.app.say(f"tether: {len(others)} jobs are other hosts' to resume")
+                if not jobs:
+                    self.app.say("tether: there is nothing to resume")
+                    return RESUMED, []
+            if len(jobs) == 1:
+                title = f"resume {jobs[0].kind} of {jobs[0].volume_name} · {jobs[0].server_name}"
+                ended = [take_up(self.app, world, title, lambda run: run.resume(jobs[0], fenced=parsed_args.fenced))]
+            else:
+                ended = take_up_many(self.app, world, jobs, parsed_args.parallel, fenced=parsed_args.fenced)
+            now = world.tools.clock.time()
+        self.exit_code = min((job.exit_code or 0 for job in ended), key=GRAVEST.index)
+        return RESUMED, [
+            (job.id, job.kind, job_state(job, live=job.is_live(now)), job.volume_name, job.server_name, job.exit_code)
+            for job in ended
+        ]
+
+
+RESUMED = ("job", "kind", "state", "volume", "server", "exit_code")
+#: Exit codes from the one that an operator must know first to the one that needs nothing.
+GRAVEST = (4, 1, 5, 6, 2, 143, 130, 3, 0)
+
+
+class AbortJob(_OneJob):
+    """Roll an interrupted, running or blocked job back; exit 0 once it is rolled back.
+
+    The runner of a running job is asked to stop first, which it does before its next step.
+    """
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.cli.work import take_up
 
         with self.ledger() as book:
-            job = find_job(book.ledger, parsed_args)
+            job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
         with self.world(job.request_id) as world:
-            title = f"{self.verb} {job.kind} of {job.volume_name} · {job.server_name}"
-            job = take_up(self.app, world, title, lambda runner: self.work(runner)(job))
-        self.exit_code = self.code_of(job)
-        fields = job_fields(job, live=False)
-        return tuple(fields), tuple(fields.values())
-
-    def code_of(self, job: Job) -> int:
-        """Return the command's exit code."""
-        return job.exit_code or 0
-
-
-class ResumeJob(_WorkOnJob):
-    """Take an interrupted or blocked job up again; return the job's own exit code."""
-
-    verb = "resume"
-
-    def work(self, runner: Runner) -> Callable[[Job], Job]:
-        return runner.resume
-
-
-class AbortJob(_WorkOnJob):
-    """Roll an interrupted or blocked job back; exit 0 once it is rolled back."""
-
-    verb = "abort"
-
-    def work(self, runner: Runner) -> Callable[[Job], Job]:
-        return runner.abort
-
-    def code_of(self, job: Job) -> int:
+            title = f"abort {job.kind} of {job.volume_name} · {job.server_name}"
+            job = take_up(self.app, world, title, lambda runner: runner.abort(job))
         if job.exit_code == 0:
             self.app.say(f"tether: job {job.id} had nothing left to do: it ended {job.state}")
             self.app.say("next: undo it with its opposite")
-        return 0 if job.state == "rolled-back" else job.exit_code or 1
+        self.exit_code = 0 if job.state == "rolled-back" else job.exit_code or 1
+        fields = job_fields(job, live=False)
+        return tuple(fields), tuple(fields.values())
+
+
+class SettleJob(_OneJob):
+    """End a blocked job by your word, once you have put right by hand what it could not.
+
+    The five books are read first; what contradicts you is named, and nothing is changed (exit 4). Your name, the time
+    and the reason are kept with the job. Nothing but the ledger is changed.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--as",
+            dest="end",
+            required=True,
+            choices=("attached", "clean"),
+            help="the volume is attached, as all books say; or nothing is left of it on this server",
+        )
+        parser.add_argument("--reason", required=True, metavar="TEXT", help="kept with the job")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        from tether.audit.settle import settle
+        from tether.runner.jobs import Runner
+
+        with self.ledger() as book:
+            job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
+        with self.world(job.request_id) as world:
+            runner = Runner(world.tools, world.logbook)
+            try:
+                job = settle(runner, job, parsed_args.end, parsed_args.reason)
+            finally:
+                runner.close()
+        fields = job_fields(job, live=False)
+        return tuple(fields), tuple(fields.values())

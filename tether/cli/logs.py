@@ -6,6 +6,7 @@ import argparse
 import logging
 from typing import IO, Any
 
+from tether.cli.printable import printable
 from tether.errors import ConfigError
 from tether.sealed import mask
 
@@ -13,6 +14,29 @@ from tether.sealed import mask
 CONSOLE = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}
 #: Libraries that would repeat what tether says itself, or print bodies with secrets, at lower levels.
 QUIET = ("taskflow", "keystoneauth", "cinderclient", "stevedore", "urllib3", "cliff", "openstack", "alembic", "asyncio")
+
+
+class Bound(logging.Filter):
+    """Gives every log line the request id of the job that the command is about: Cinder's logs have the same one.
+
+    A filter, and no context variable: a flow's steps run in threads of a pool, which have a context of their own.
+    """
+
+    request_id = "-"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = self.request_id
+        return True
+
+
+BOUND = Bound()
+
+
+class Plain(logging.Formatter):
+    """Lines of text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def configure(options: argparse.Namespace, stderr: IO[str]) -> None:
@@ -35,6 +59,7 @@ def configure(options: argparse.Namespace, stderr: IO[str]) -> None:
         handlers.append(file)
     for handler in handlers:
         handler.setFormatter(_Masked(_formatter(options, console=handler is console)))
+        handler.addFilter(BOUND)
         root.addHandler(handler)
 
 
@@ -54,7 +79,7 @@ def _formatter(options: argparse.Namespace, *, console: bool) -> logging.Formatt
         import structlog
 
         processors: list[Any] = [
-            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.ExtraAdder(allow=["request_id"]),
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -68,5 +93,5 @@ def _formatter(options: argparse.Namespace, *, console: bool) -> logging.Formatt
             ],
         )
     if console and not options.debug:
-        return logging.Formatter("%(levelname)s: %(message)s")
-    return logging.Formatter("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+        return Plain("%(levelname)s: %(message)s")
+    return Plain("%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s")

@@ -6,16 +6,20 @@ Nothing heavy is imported here or by any module of a command: ``tether --help`` 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
+from tether.cli.printable import printable
 from tether.errors import TetherError, UsageError
 from tether.sealed import mask
 
@@ -26,6 +30,10 @@ DESCRIPTION = """Attach Cinder volumes to libvirt/KVM guests so that nothing is 
 
 Exit codes: 0 done; 1 unexpected error; 2 usage, configuration or conflict; 3 not done and nothing left;
 4 blocked, operator needed; 5 held by another runner; 6 no such thing; 7 drift found; 130 and 143 signals."""
+
+
+#: The file descriptor of stderr, the last of the standard streams.
+STDERR = 2
 
 
 class Tether(App):
@@ -62,6 +70,11 @@ class Tether(App):
 
     def initialize_app(self, argv: list[str]) -> None:
         with self._refusing():
+            for name in ("config_file", "os_cloud", "sim", "database"):
+                # `--sim "$WORLD"` with WORLD unset would otherwise go to the cloud of the environment.
+                if getattr(self.options, name) == "":
+                    option = f"--{name.replace('_', '-')}"
+                    raise UsageError(f"{option} is empty", hint=f"give it a value, or leave {option} out")
             for spec in self.options.fault:
                 from tether import faults
 
@@ -80,21 +93,25 @@ class Tether(App):
         raise UsageError("there is no command to run", hint="see: tether --help")
 
     def run_subcommand(self, argv: list[str]) -> int:
+        helps = argv[0] == "help" and len(argv) > 1
+        words = argv[1:] if helps else argv
+        names = sorted(name for name, _command in self.command_manager)
         try:
-            self.command_manager.find_command(argv)
-        except ValueError as error:  # cliff prints its suggestions on stdout
-            words = ", ".join(f"tether {name}" for name in self.get_fuzzy_matches(argv[0]))
-            raise UsageError(
-                f"{' '.join(argv)!r} is not a tether command", hint=f"perhaps {words}; or see: tether --help"
-            ) from error
+            self.command_manager.find_command(words)
+        except ValueError as error:  # cliff prints its suggestions on stdout, and ends a help with 1
+            if words[0].startswith("-"):
+                raise UsageError(f"tether has no option {words[0]}", hint="see: tether --help") from error
+            group = [name for name in names if name.startswith(f"{words[0]} ")]
+            if not helps or not group:
+                wanted = ", ".join(f"tether {name}" for name in group or self.get_fuzzy_matches(words[0]))
+                raise UsageError(
+                    f"{' '.join(words)!r} is not a tether command", hint=f"perhaps {wanted}; or see: tether --help"
+                ) from error
         code: int = super().run_subcommand(argv)
         return code
 
     def settings(self) -> Settings:
         """Return the settings: the file, the environment, then the command line."""
-        import os
-        from pathlib import Path
-
         from tether.settings import load
 
         settings = load(self.options.config_file or os.environ.get("TETHER_CONFIG_FILE"))
@@ -112,8 +129,9 @@ class Tether(App):
         return settings
 
     def say(self, text: str) -> None:
-        """Print a line for people, on stderr."""
-        print(mask(text), file=self.stderr)
+        """Print a line for people, on stderr; a stderr that cannot be written changes nothing else."""
+        with suppress(OSError):
+            print(printable(mask(text)), file=self.stderr)
 
     def report(self, error: TetherError) -> None:
         """Print what went wrong and what to do next."""
@@ -122,8 +140,21 @@ class Tether(App):
             self.say(f"next: {error.hint}")
 
 
+def _fill_closed_streams() -> None:
+    """Put /dev/null where the caller closed a standard stream; the next file opened would take its place."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    _fill_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 is no reason to lose a result
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else argv
     # os-brick brings eventlet along, and oslo.utils imports it only to ask whether it has patched anything.
     sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail

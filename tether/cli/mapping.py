@@ -7,24 +7,51 @@ from typing import Any
 
 from tether.cli.base import Lister, ShowOne, moment
 
-COLUMNS = ("volume_id", "server_id", "state", "device", "bus", "mode", "dialect", "attachment_id")
+COLUMNS = (
+    "volume",
+    "server",
+    "state",
+    "device",
+    "bus",
+    "mode",
+    "dialect",
+    "volume_id",
+    "server_id",
+    "attachment_id",
+)
 
 
 class ListMappings(Lister):
-    """List the mappings of volumes to servers."""
+    """List the mappings of volumes to servers.
+
+    Names are those of the time of the attach; no cloud is asked.
+    """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("--server", default="", metavar="UUID", help="only of this server")
-        parser.add_argument("--volume", default="", metavar="ID", help="only of this volume")
+        parser.add_argument("--server", default="", metavar="SERVER", help="only of this server: its UUID or name")
+        parser.add_argument("--volume", default="", metavar="VOLUME", help="only of this volume: its id or name")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         with self.ledger() as book:
-            rows = book.ledger.list_mappings(server_id=parsed_args.server, volume_id=parsed_args.volume)
+            rows = [(row, book.ledger.job(row.job_id)) for row in book.ledger.list_mappings()]
         return COLUMNS, [
-            (row.volume_id, row.server_id, row.state, row.target, row.bus, row.mode, row.dialect, row.attachment_id)
-            for row in rows
+            (
+                job.volume_name,
+                job.server_name,
+                row.state,
+                row.target,
+                row.bus,
+                row.mode,
+                row.dialect,
+                row.volume_id,
+                row.server_id,
+                row.attachment_id,
+            )
+            for row, job in rows
+            if parsed_args.server in {"", row.server_id, job.server_name}
+            and parsed_args.volume in {"", row.volume_id, job.volume_name}
         ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from tether.cli.attach import Ask, Attach, Detach
+from tether.cli.printable import printable
 
 if TYPE_CHECKING:
     from tether.runner.preview import PlannedStep, Preview
@@ -20,6 +21,7 @@ class _Plan(Ask):
     """Prints a plan; for people as text, in every other format as one object."""
 
     preview: Preview
+    fields = ()  # its own, which are known once it is made
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.runner.preview import preview
@@ -31,8 +33,8 @@ class _Plan(Ask):
         return tuple(fields), tuple(fields.values())
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        if parsed_args.formatter == "table":
-            self.app.stdout.write("\n".join(_text(self.preview)) + "\n")
+        if parsed_args.formatter == "table" and not parsed_args.columns:
+            self.app.stdout.write(printable("\n".join(_text(self.preview))) + "\n")
             self.app.stdout.flush()
         else:
             super().produce_output(parsed_args, column_names, data)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
+
+from tether.cli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,12 +29,14 @@ class Progress:
 
     Args:
         stderr: drawn on only if it is a terminal.
+        by_job: a row is a job and the step that it is at, instead of a step of the one job.
     """
 
-    def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False) -> None:
+    def __init__(self, stderr: IO[str], title: str, *, quiet: bool = False, by_job: bool = False) -> None:
+        self._by_job = by_job
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
-        self._heading = self._title = title
+        self._heading = self._title = printable(title)
         self._spinners: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, float]] = {}
         self._failed: set[str] = set()
@@ -49,11 +55,19 @@ class Progress:
 
             self._live = Live(get_renderable=self._table, console=Console(file=self._stderr), refresh_per_second=12)
             self._live.start()
+            self._log_to(sys.stderr)  # which the display has taken over
         return self
 
     def __exit__(self, *_exception: object) -> None:
         if self._live is not None:
+            self._log_to(self._stderr)
             self._live.stop()
+
+    def _log_to(self, stream: IO[str]) -> None:
+        """Send log lines for the terminal there: above the display, which would otherwise wipe them out."""
+        for handler in logging.getLogger().handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(stream)
 
     def tell(self, text: str) -> bool:
         """Say something in the title; safe in a signal handler. Return False where nothing is shown."""
@@ -63,16 +77,21 @@ class Progress:
     def _on_event(self, event: Event) -> None:
         with self._lock:
             seconds = 0.0 if event.state in {"RUNNING", "REVERTING"} else event.seconds
-            self._rows[event.step] = (event.state, seconds)
+            row = f"{event.job_id[:8]} {event.step}" if self._by_job else event.step
+            if self._by_job:
+                for other in [name for name in self._rows if name.startswith(event.job_id[:8])]:
+                    del self._rows[other]
+            self._rows[row] = (event.state, seconds)
             if event.state == "FAILURE":
-                self._failed.add(event.step)
+                self._failed.add(row)
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.spinner import Spinner
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, show_header=False, title=self._title, title_justify="left", title_style="bold")
+        table = Table(box=None, show_header=False)
         for step, (state, seconds) in list(self._rows.items()):
             mark, word, style = WORDS.get(state, ("?", state.lower(), ""))
             if step in self._failed and state != "FAILURE":
@@ -84,4 +103,5 @@ class Progress:
                 Text(word, style=style),
                 "" if busy else f"{seconds * 1000:.0f} ms",
             )
-        return table
+        # Not the table's own title, which is no wider than its rows.
+        return Group(Text(self._title, style="bold"), table)

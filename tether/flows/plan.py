@@ -62,7 +62,7 @@ def facts_of(step: type[Step]) -> StepFacts:
 
 def _plain(text: str) -> str:
     """Return docstring text as one line without its markup."""
-    return re.sub(r"\*(\w+)\*", r"\1", " ".join(text.split()).replace("``", "")).rstrip(".")
+    return re.sub(r"\*([\w-]+)\*", r"\1", " ".join(text.split()).replace("``", "")).rstrip(".")
 
 
 @dataclass(frozen=True)

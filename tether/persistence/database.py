@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, NoSuchModuleError
 
 from tether.errors import ConfigError, UncertainError
 from tether.persistence import schema
@@ -37,6 +39,7 @@ class Database:
         try:
             self.url: URL = make_url(url)
             self.engine = _engine(self.url)
+            self.reader = _engine(self.url, isolation_level="AUTOCOMMIT")
             self._lock = threading.Lock()
             self._writer: Connection | None = None
             self._used = 0.0
@@ -91,8 +94,8 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection for reading, without a transaction of its own."""
-        with self._translated(), self.engine.connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+        with self._translated(), self.reader.connect() as connection:
+            yield connection
 
     def check(self) -> None:
         """Refuse a schema that this code does not know.
@@ -139,6 +142,7 @@ class Database:
                 self._writer.close()
                 self._writer = None
         self.engine.dispose()
+        self.reader.dispose()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -153,6 +157,24 @@ class Database:
             ) from error
 
 
+class Prepared:
+    """A statement that is compiled once: what a barrier sends must not cost more than its commit.
+
+    Args:
+        statement: with a ``bindparam`` for every value.
+    """
+
+    def __init__(self, statement: sa.UpdateBase, dialect: sa.Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self._text = str(compiled)
+        self._order: list[str] | None = getattr(compiled, "positiontup", None)
+
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
+        """Execute it on a connection with these values."""
+        given = tuple(values[name] for name in self._order) if self._order is not None else dict(values)
+        return connection.exec_driver_sql(self._text, given)
+
+
 def _shown(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
@@ -160,15 +182,19 @@ def _shown(url: str) -> str:
         return "given"
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, **options: Any) -> Engine:
+    """Return an engine; one for reading has the isolation level AUTOCOMMIT, so that nothing is begun or rolled back."""
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_size=4, pool_pre_ping=True)
+        engine = sa.create_engine(url, pool_size=4, **options)
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", functools.partial(_ping_idle, engine))
+        return engine
     if url.database and url.database != ":memory:" and not Path(url.database).parent.is_dir():
         raise ConfigError(
             f"there is no directory {Path(url.database).parent} for the database",
             hint="create it, or give --database another URL",
         )
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
 
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
@@ -179,12 +205,33 @@ def _engine(url: URL) -> Engine:
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if not options:
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            cursor = connection.connection.cursor()
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                raise DBAPIError("BEGIN IMMEDIATE", None, error) from error
+            finally:
+                cursor.close()
 
     return engine
 
 
-__all__ = ["Database", "IntegrityError", "OperationalError"]
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _ping_idle(engine: Engine, connection: Any, record: Any, _proxy: Any) -> None:
+    """Let the pool make a new connection in the place of one that the server has dropped while it was idle."""
+    if time.monotonic() < record.info.get("used", time.monotonic()) + IDLE_TIME:
+        return
+    try:
+        engine.dialect.do_ping(connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        raise DisconnectionError from error
+
+
+__all__ = ["Database", "IntegrityError", "Prepared"]

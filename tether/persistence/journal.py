@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tether.errors import Interrupted, LostLease, TetherError
-from tether.persistence.database import Database
+from tether.persistence.database import Database, Prepared
 from tether.persistence.schema import flows, jobs, secrets
 
 
@@ -99,15 +99,15 @@ class Journal:
             entry.error = _why_fenced(connection, entry.lease)
             return
         for table, rows in ((flows, entry.flows), (secrets, entry.secrets)):
-            if rows:
-                connection.execute(_put_statement(table, connection.dialect.name), list(rows))
+            for row in rows:
+                _replacement(table, connection.dialect).run(connection, row)
 
 
 def fence(connection: sa.Connection, lease: Lease, values: Mapping[str, Any], *, intent: bool = False) -> bool:
     """Change a job's row in the caller's transaction; return False if the lease is lost (or a stop is asked for)."""
-    statement = _update_statement(tuple(sorted(values)), intent)
-    changed = connection.execute(statement, {"b_id": lease.job_id, "b_generation": lease.generation, **values})
-    return changed.rowcount == 1
+    change = _change(tuple(sorted(values)), intent, connection.dialect)
+    given = {"b_id": lease.job_id, "b_generation": lease.generation, **values}
+    return change.run(connection, given).rowcount == 1
 
 
 def _why_fenced(connection: sa.Connection, lease: Lease) -> BaseException:
@@ -118,18 +118,20 @@ def _why_fenced(connection: sa.Connection, lease: Lease) -> BaseException:
 
 
 @functools.cache
-def _update_statement(names: tuple[str, ...], intent: bool) -> sa.Update:
+def _change(names: tuple[str, ...], intent: bool, dialect: sa.Dialect) -> Prepared:
     statement = (
         sa.update(jobs)
         .where(jobs.c.id == sa.bindparam("b_id"), jobs.c.generation == sa.bindparam("b_generation"))
         .values({name: sa.bindparam(name) for name in names})
     )
-    return statement.where(jobs.c.asked.is_(None)) if intent else statement
+    return Prepared(statement.where(jobs.c.asked.is_(None)) if intent else statement, dialect)
 
 
 @functools.cache
-def _put_statement(table: sa.Table, dialect: str) -> Any:
-    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+def _replacement(table: sa.Table, dialect: sa.Dialect) -> Prepared:
+    """Return the statement that puts a row in the place of the one with the same key, if there is one."""
+    insert: Any = (postgresql if dialect.name == "postgresql" else sqlite).insert(table)
     keys = [column.name for column in table.primary_key]
     others = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
-    return insert.on_conflict_do_update(index_elements=keys, set_=others)
+    values: dict[str, Any] = {column.name: sa.bindparam(column.name) for column in table.columns}
+    return Prepared(insert.values(values).on_conflict_do_update(index_elements=keys, set_=others), dialect)

@@ -265,8 +265,8 @@ class KeyRing:
                 keys = self.source.load()
                 if keys is None and not self._keys:
                     raise ConfigError(f"there is no key: {self.source.where} is missing", hint=self.source.restore())
-                if keys is not None and keys != self._keys:
-                    self._keys, self._fernet = keys, None
+                if keys is not None:
+                    self._keys = keys
             return self._keys
 
     def seal(self, text: bytes) -> bytes:
@@ -301,6 +301,7 @@ class KeyRing:
         from cryptography.fernet import Fernet, MultiFernet
 
         keys = self.keys(again=again)
-        if self._fernet is None or self._fernet[0] != keys:
-            self._fernet = keys, MultiFernet([Fernet(key) for key in keys])
-        return self._fernet[1]
+        known = self._fernet
+        if known is None or known[0] != keys:
+            known = self._fernet = keys, MultiFernet([Fernet(key) for key in keys])
+        return known[1]

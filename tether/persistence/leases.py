@@ -47,7 +47,7 @@ class Leases:
         Args:
             job: as it was read; None is returned if somebody was quicker to take it since.
             values: columns of the job's row that change with it.
-            fenced: the owner's host is known to be down for good, which nothing here can show.
+            fenced: the owner's host or container is known to be down for good, which nothing here can show.
 
         Raises:
             HeldError: somebody else holds it.
@@ -58,6 +58,8 @@ class Leases:
         with self._database.write() as connection:
             if not fence(connection, Lease(job.id, job.generation, self.ttl), {**values, **self.renewal, **changes}):
                 return None
+            if job.runner is not None:  # it lets go of the server too
+                connection.execute(sa.delete(leases).where(leases.c.token == job.runner.token))
         return Lease(job.id, job.generation + 1, self.ttl)
 
     @property
@@ -71,7 +73,7 @@ class Leases:
             return True
         if self._clock.time() < expires_at:
             return False
-        return owner.end(END_TIME) if owner.is_here else fenced
+        return owner.end(END_TIME) if owner.is_visible else fenced
 
     def asked(self, held: Iterable[Lease]) -> tuple[set[str], set[str]]:
         """Return which of these jobs somebody asks to stop, and which are another runner's by now."""

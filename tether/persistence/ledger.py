@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -224,13 +225,14 @@ class Ledger:
             NotFound: there is none.
             UsageError: several jobs begin like that.
         """
+        found = self._one(sa.select(jobs).where(jobs.c.id == job_id))
+        if found is not None:
+            return found
+        # As a range, which an index serves in every collation: hexadecimal digits and "-" come before "g".
+        begins = sa.and_(jobs.c.id > job_id, jobs.c.id < f"{job_id}g")
         with self._database.read() as connection:
-            rows = (
-                connection.execute(sa.select(jobs).where(jobs.c.id.startswith(job_id, autoescape=True)).limit(2))
-                .mappings()
-                .all()
-            )
-        if not rows or not job_id:
+            rows = connection.execute(sa.select(jobs).where(begins).limit(2)).mappings().all()
+        if not rows or not re.fullmatch(r"[0-9a-f-]+", job_id):
             raise NotFound(f"there is no job {job_id!r}", resource=f"job {job_id}", hint="see: tether job list")
         if len(rows) > 1:
             raise UsageError(f"several jobs begin with {job_id!r}", hint="give more of the id: tether job list")
@@ -243,13 +245,17 @@ class Ledger:
             raise NotFound("there is no job yet", hint="make one with: tether attach VOLUME SERVER")
         return found[0]
 
-    def list_jobs(self, *, open_only: bool = False, limit: int = 100) -> list[Job]:
-        """Return the newest jobs, newest first."""
-        query = sa.select(jobs).order_by(jobs.c.created_at.desc()).limit(limit)
+    def list_jobs(self, *, open_only: bool = False, limit: int | None = 100) -> list[Job]:
+        """Return the newest jobs, newest first; all of them without a limit."""
+        query = sa.select(jobs)
         if open_only:
+            # Sorted here: SQLite would rather walk through all jobs by their creation than sort the few open ones.
             query = query.where(jobs.c.open_volume.is_not(None))
+        else:
+            query = query.order_by(jobs.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+            found = [_job(row) for row in connection.execute(query).mappings()]
+        return sorted(found, key=lambda job: job.created_at, reverse=True)[:limit]
 
     def open_job(self, volume_id: str) -> Job | None:
         """Return the job that holds the volume, if any."""

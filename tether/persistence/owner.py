@@ -21,6 +21,7 @@ class Owner:
     Args:
         machine_id: ``/etc/machine-id`` of its host.
         boot_id: the host's boot; a process of another boot is dead.
+        namespace: in which its pid means something: two containers of one host may have the same machine id.
         start_time: the process's start in clock ticks since boot (``/proc/PID/stat``, field 22).
         token: random, so that two runners of one process exclude each other too.
     """
@@ -28,6 +29,7 @@ class Owner:
     machine_id: str
     host: str
     boot_id: str
+    namespace: str
     pid: int
     start_time: int
     token: str
@@ -48,14 +50,17 @@ class Owner:
         return json.dumps(asdict(self))
 
     @property
-    def is_here(self) -> bool:
-        """True if it is, or was, a process of this host."""
-        return self.machine_id == _machine()[0]
+    def is_visible(self) -> bool:
+        """True if this process would see it if it ran: it is of this host and of this pid namespace."""
+        return (self.machine_id, self.namespace) == (_machine()[0], _machine()[3])
 
     @property
     def is_dead(self) -> bool:
-        """True if it provably runs no more: of this host, and another boot or no such process."""
-        return self.is_here and (self.boot_id != _machine()[2] or _start_time(self.pid) != self.start_time)
+        """True if it provably runs no more: of an earlier boot of this host, or visible and not there."""
+        machine_id, _host, boot_id, _namespace = _machine()
+        if self.machine_id == machine_id and self.boot_id != boot_id:
+            return True
+        return self.is_visible and _start_time(self.pid) != self.start_time
 
     def end(self, patience: float) -> bool:
         """End the process and its children, and wait until they are gone.
@@ -66,12 +71,12 @@ class Owner:
             patience: seconds to wait for them.
 
         Returns:
-            True if all of them are gone; False if that cannot be brought about from here: it is of another host, or
-            another user's, or does not end.
+            True if all of them are gone; False if that cannot be brought about from here: it is of another host or
+            container, or another user's, or does not end.
         """
         if self.is_dead:
             return True
-        if not self.is_here or self.pid == os.getpid():
+        if not self.is_visible or self.pid == os.getpid():
             return False
         deadline = time.monotonic() + patience
         with contextlib.ExitStack() as stack:
@@ -97,10 +102,11 @@ class Owner:
 
 
 @functools.cache
-def _machine() -> tuple[str, str, str]:
-    """Return machine id, name and boot id of this host."""
+def _machine() -> tuple[str, str, str, str]:
+    """Return machine id, name and boot id of this host, and the pid namespace."""
     host = os.uname().nodename
-    return _text("/etc/machine-id") or host, host, _text("/proc/sys/kernel/random/boot_id")
+    boot = _text("/proc/sys/kernel/random/boot_id")
+    return _text("/etc/machine-id") or host, host, boot, str(Path("/proc/self/ns/pid").readlink())
 
 
 def _text(path: str) -> str:

@@ -19,6 +19,7 @@ from taskflow.engines.action_engine import compiler
 from taskflow.engines.action_engine.engine import ActionEngine
 from taskflow.engines.action_engine.executor import EXECUTED, REVERTED, TaskExecutor
 from taskflow.persistence import models
+from taskflow.storage import Storage
 from taskflow.types.failure import Failure
 
 from tether.errors import AttachmentLost, Blocked, OperatorNeeded, UncertainError
@@ -73,7 +74,10 @@ class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
         super().__init__(plan.flow, detail, backend, {"gather_statistics": False})
         self._compiler = plan.compiler
         self._task_executor = StepExecutor(run, plan.alone, pool)
-        self.storage._lock = _StorageLock()  # noqa: SLF001 - see above
+
+    @functools.cached_property
+    def storage(self) -> StepStorage:
+        return StepStorage(self._flow_detail, self._backend, lambda step: self._runtime.fetch_scopes_for(step))  # noqa: PLW0108 - made later
 
 
 class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
@@ -133,6 +137,30 @@ def _judged(step: Step, outcome: str, work: Callable[[Step], Any]) -> Any:
         if isinstance(error, OperatorNeeded) or waiting or (step.forward_only and not lost):
             raise Blocked(step.code, error, undoing=False) from error
         return Failure()
+
+
+class StepStorage(Storage):  # type: ignore[misc]  # taskflow has no types
+    """What the engine knows of its flow, without what our steps and our backend have no use for.
+
+    There is no progress inside a step, the backend is not asked again after a failure (it buffers, and what it cannot
+    write leaves the engine), and an engine's storage has hardly more than one user. Together that is half of what
+    TaskFlow's engine takes.
+    """
+
+    def __init__(self, detail: models.FlowDetail, backend: JobBackend, scopes: Callable[[str], Any]) -> None:
+        super().__init__(detail, backend, scopes)
+        self._lock = _StorageLock()
+
+    def set_task_progress(self, task_name: str, progress: float, details: Any = None) -> None:
+        """There is none."""
+
+    def _save_atom_detail(self, connection: Any, original: Any, changed: Any) -> Any:
+        original.update(connection.update_atom_details(changed))
+        return original
+
+    def _save_flow_detail(self, connection: Any, original: Any, changed: Any) -> Any:
+        original.update(connection.update_flow_details(changed))
+        return original
 
 
 class _StorageLock:

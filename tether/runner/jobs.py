@@ -29,12 +29,14 @@ from tether.errors import (
     UsageError,
 )
 from tether.flows.registry import Part, parts
+from tether.persistence.journal import Lease
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Place, job_columns
 from tether.persistence.logbook import JobConnection, Logbook
 from tether.persistence.owner import Owner
 from tether.runner.engine import StepEngine, plan_of
 from tether.runner.heart import Heart, Hold
+from tether.tasks.host import uses_elsewhere
 from tether.tasks.run import Run, Toolbox, describe
 
 LOG = logging.getLogger(__name__)
@@ -83,7 +85,8 @@ class Runner:
         self.parts = parts
         self.pool = ThreadPoolExecutor(POOL, thread_name_prefix="step")
         self.heart = Heart(tools.clock)
-        self._new: dict[str, tuple[Leases, Any]] = {}
+        self._new: dict[str, tuple[Leases, Lease]] = {}
+        self._stopping = False
         #: What is under way.
         self.runs: list[Run] = []
 
@@ -144,7 +147,8 @@ class Runner:
         """
         if not job.open:
             return job
-        self._same_place(job)
+        self.same_place(job)
+        self._unlock()
         return self._take_up(job, lambda _run, _connection: None, fenced=fenced)
 
     def abort(self, job: Job) -> Job:
@@ -158,7 +162,8 @@ class Runner:
         job = self.tools.ledger.job(job.id)
         if job.state == "rolled-back":
             return job
-        self._same_place(job)
+        self.same_place(job)
+        self._unlock()
         self._may_turn_back(job)
         if self.is_live(job):
             self.tools.ledger.ask(job.id, "stop")
@@ -166,6 +171,32 @@ class Runner:
             if job.state == "rolled-back":
                 return job
         return self._take_up(job, self._turn_back, backward=True)
+
+    def settle(self, job: Job, *, attachment_id: str, **values: Any) -> Job:
+        """End a job that nobody works on by an operator's word; the ledger's mapping and device follow it.
+
+        Args:
+            attachment_id: of the mapping that stays; empty if none stays.
+            values: how the job ends.
+
+        Raises:
+            HeldError: somebody was quicker to take it up.
+        """
+        leases = self._leases()
+        lease = leases.take(job, {})
+        if lease is None:
+            raise HeldError(
+                f"job {job.id} was just taken up", resource=f"job {job.id}", hint="look again: tether job show"
+            )
+        ledger = self.tools.ledger.fenced(lease)
+        if attachment_id:
+            ledger.update_mapping(job.volume_id, job.server_id, state="attached", attachment_id=attachment_id)
+        else:
+            machine_id = self.place().machine_id
+            if not uses_elsewhere(ledger, job.volume_id, job.server_id, machine_id):
+                ledger.delete_connection(machine_id, job.volume_id)
+            ledger.delete_mapping(job.volume_id, job.server_id)
+        return self._end(job, self.logbook.backend(lease).get_connection(), step="", **values)
 
     def wait_for(self, job: Job, *, seconds: float | None = None) -> Job:
         """Wait until the job ends, or until nobody works on it any more, or for ``seconds``."""
@@ -182,7 +213,8 @@ class Runner:
             run.cancel()
 
     def stop(self) -> None:
-        """Leave the jobs that run here as they are, resumable."""
+        """Leave the jobs that run here as they are, resumable, and take no further ones up."""
+        self._stopping = True
         for run in self.runs:
             run.stop()
 
@@ -197,7 +229,13 @@ class Runner:
         if self.tools.vault is not None:
             self.tools.vault.ready()
 
-    def _same_place(self, job: Job) -> None:
+    def same_place(self, job: Job) -> None:
+        """Refuse to take a job up anywhere but where it was made.
+
+        Raises:
+            UsageError: this is another place.
+            OperatorNeeded: Cinder, libvirt or the host do not say where this is.
+        """
         try:
             here = replace(self.place(), boot_id=job.place.boot_id)
         except UncertainError as error:
@@ -225,13 +263,13 @@ class Runner:
         fenced: bool = False,
     ) -> Job:
         """Take an open job's lease and run it; return it as it ended, or had ended before."""
-        self._unlock()
+        self.parts(job.kind, job.version)  # a job that this release does not know is left as it is
         leases = self._leases()
         while True:
             job = self.tools.ledger.job(job.id)
             if backward:
                 self._may_turn_back(job)
-            if not job.open:
+            if not job.open or self._stopping:
                 return job
             # What blocked it last time is no longer its error.
             error = (job.error or {}).get("reason") if job.state == "blocked" else job.error
@@ -243,7 +281,7 @@ class Runner:
     def _held_run(
         self,
         leases: Leases,
-        lease: Any,
+        lease: Lease,
         job: Job,
         before: Job | None,
         prepare: Callable[[Run, JobConnection], None],
@@ -318,30 +356,30 @@ class Runner:
         except Blocked as blocked:
             self._settle_down(run)
             reason = self._with_reason(run, blocked)
-            return self._end(run, connection, state="blocked", exit_code=4, step=blocked.step, error=reason)
+            return self._end(job, connection, state="blocked", exit_code=4, step=blocked.step, error=reason)
         except Interrupted as interrupted:
             LOG.warning("job %s is left as it is: %s", job.id, interrupted.message)
             self._settle_down(run)
-            return self._end(run, connection, exit_code=None)
+            return self._end(job, connection, exit_code=None)
         except LostLease:
             run.lost = True
             self._settle_down(run)
             raise
         if not reverted:
-            return self._end(run, connection, state=DONE[job.kind], exit_code=0, step="", error=None)
+            return self._end(job, connection, state=DONE[job.kind], exit_code=0, step="", error=None)
         error = run.error and run.error.get("reason", run.error)
         held = error is not None and error["code"] == HeldError.code
         return self._end(
-            run, connection, state="rolled-back", exit_code=HeldError.exit_code if held else 3, step="", error=error
+            job, connection, state="rolled-back", exit_code=HeldError.exit_code if held else 3, step="", error=error
         )
 
-    def _end(self, run: Run, connection: JobConnection, **values: Any) -> Job:
-        """Write how the run ended, with what is left to be written of its flows; the lease goes with it."""
+    def _end(self, job: Job, connection: JobConnection, **values: Any) -> Job:
+        """Write how a run ended, with what is left to be written of its flows; the lease goes with it."""
         columns = job_columns(**values) | {"runner": None, "asked": None}
         if "state" in values and values["state"] != "blocked":
             columns["finished_at"] = self.tools.clock.time()
         connection.write(columns, what="job.end" if "state" in values else "")
-        return self.tools.ledger.job(run.job.id)
+        return replace(job, runner=None, asked=None, finished_at=columns.get("finished_at"), **values)
 
     def _with_reason(self, run: Run, blocked: Blocked) -> dict[str, Any]:
         """Return why the job is blocked; for an undo with the reason of the roll-back, which outlives it."""

@@ -42,6 +42,7 @@ class Books:
     ledger: Ledger
     logbook: Logbook
     clock: Clock
+    database: Database
 
     def is_live(self, job: Job) -> bool:
         """Return True while a runner works on the job."""
@@ -53,7 +54,7 @@ def open_ledger(settings: Settings, *, sim: Path | None = None) -> Iterator[Book
     """Open the database alone."""
     clock = SystemClock()
     with open_database(settings, sim=sim) as database:
-        yield Books(Ledger(database, clock), Logbook(database, clock), clock)
+        yield Books(Ledger(database, clock), Logbook(database, clock), clock, database)
 
 
 @contextmanager

@@ -48,7 +48,9 @@ def locked(store: Store, name: str = "") -> Iterator[Path]:
     try:
         handle = (directory / ".lock").open("w")
     except FileNotFoundError:
-        raise NotFound(f"there is no domain {name}", resource=f"server {name}", hint="see `tether sim show`") from None
+        raise NotFound(
+            f"there is no domain {name}", resource=f"server {name}", hint=f"see: tether sim show {store.directory}"
+        ) from None
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield directory

@@ -63,7 +63,9 @@ class SimGuest:
             if name_or_uuid in (server.uuid, server.name):
                 return server
         raise NotFound(
-            f"there is no server {name_or_uuid}", resource=f"server {name_or_uuid}", hint="see `tether sim show`"
+            f"there is no server {name_or_uuid}",
+            resource=f"server {name_or_uuid}",
+            hint=f"see: tether sim show {self._store.directory}",
         )
 
     def show_server(self, uuid: str) -> Server:
@@ -284,7 +286,7 @@ class SimGuest:
                 if usage and f"{kind}:{usage}" not in book["secrets"]:
                     raise FinalError(
                         f"libvirt refused: Secret not found: no secret with matching usage '{usage}'",
-                        hint="define the secret: `tether job resume` of the disk's job does",
+                        hint="define the secret first: the job that attaches the disk does",
                     )
 
     def _secret(self, verb: str, call: dict[str, Any]) -> None:

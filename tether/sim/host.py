@@ -192,7 +192,7 @@ class SimHost:
             raise FinalError(
                 f"{call} of volume {volume_id} failed",
                 resource=f"volume {volume_id}",
-                hint="this failure was scripted; run the command again",
+                hint="this failure was scripted",
             )
         if scripted and action == "late" and pending is not None:
             with self._open() as book:
@@ -283,7 +283,7 @@ class SimHost:
             raise FinalError(
                 f"volume {volume_id} cannot be disconnected: its device is open",
                 resource=f"volume {volume_id}",
-                hint="detach the disk from the guest first, then resume the job",
+                hint="detach the disk from the guest first",
             )
         book["devices"].pop(volume_id, None)
         book["links"].pop(volume_id, None)
@@ -293,7 +293,7 @@ class SimHost:
             raise FinalError(
                 f"volume {volume_id} is not connected, so its encryption cannot be opened",
                 resource=f"volume {volume_id}",
-                hint="connect it first: resume the job that attaches it",
+                hint="connect it first: the job that attaches it does",
             )
         name = mapping_name(volume_id)
         book["crypt"][volume_id] = {"name": name, "uuid": f"CRYPT-LUKS1-{volume_id.replace('-', '')}-{name}"}
@@ -316,7 +316,7 @@ class SimHost:
             raise UncertainError(
                 f"the device of volume {volume_id} has gone away",
                 resource=f"volume {volume_id}",
-                hint="look at the host's sessions, then resume the job",
+                hint="look at the host's sessions",
             )
         return Device(
             link=self._link(volume_id),
@@ -365,7 +365,7 @@ def _no_answer(call: str, volume_id: str) -> UncertainError:
     return UncertainError(
         f"{call} of volume {volume_id} did not answer in time",
         resource=f"volume {volume_id}",
-        hint="resume the job: it looks at the host again",
+        hint="see whether the host answers again",
     )
 
 

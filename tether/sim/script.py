@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 
 from tether.errors import UsageError
 from tether.sim.store import Store
@@ -17,6 +19,9 @@ ACTIONS = {
     "refuse": "guest.unplug_live only: the guest answers DEVICE_REMOVAL_FAILED",
     "ignore": "guest.unplug_live only: the guest does not answer; the request stays until its next reset",
 }
+
+UNPLUG_ONLY = ("refuse", "ignore")
+LAST_STATUS = 599
 
 #: The calls that can be scripted: the verbs of the adapters' protocols.
 CALLS = (
@@ -84,12 +89,20 @@ def add(store: Store, scripted: Scripted) -> None:
     """Script a failure.
 
     Raises:
-        UsageError: no such call or action.
+        UsageError: no such call or action, or a number that could never happen.
     """
     if scripted.call not in CALLS:
         raise UsageError(f"there is no call {scripted.call!r}", hint=f"one of: {', '.join(CALLS)}")
     if scripted.action not in ACTIONS:
         raise UsageError(f"there is no action {scripted.action!r}", hint=f"one of: {', '.join(ACTIONS)}")
+    if scripted.action in UNPLUG_ONLY and scripted.call != "guest.unplug_live":
+        raise UsageError(f"{scripted.call} cannot {scripted.action}", hint="only guest.unplug_live can")
+    if scripted.times == 0 or scripted.times < -1:
+        raise UsageError(f"{scripted.times} is no number of calls", hint="give --times 1 or more, or -1 for all")
+    if scripted.skip < 0 or not 0 <= scripted.seconds < math.inf:
+        raise UsageError("--skip and --seconds count from 0", hint="give finite numbers, 0 or more")
+    if not HTTPStatus.BAD_REQUEST <= scripted.status <= LAST_STATUS:
+        raise UsageError(f"{scripted.status} is no HTTP status of a failure", hint="give --status 400 to 599")
     with store.change("script") as book:
         book.setdefault("failures", []).append(asdict(scripted))
 

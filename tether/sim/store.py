@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tether.errors import ConfigError
+
 
 class Store:
     """One world's directory.
@@ -49,11 +51,23 @@ class Store:
 
     def _load(self, book: str) -> dict[str, Any]:
         path = self.directory / f"{book}.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text())) if path.exists() else {}
+        except ValueError as error:
+            raise ConfigError(
+                f"the embedded world's {path} is damaged: {error}", hint="delete the world, and make a new one"
+            ) from error
 
     @contextmanager
     def _locked(self, book: str) -> Iterator[None]:
-        with (self.directory / f".{book}.lock").open("w") as handle:
+        try:
+            handle = (self.directory / f".{book}.lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"the embedded world in {self.directory} cannot be used: {error.strerror}",
+                hint="it must be this user's own",
+            ) from error
+        with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 

@@ -32,8 +32,15 @@ PACE: dict[str, Any] = {
 
 
 def is_world(directory: Path) -> bool:
-    """Return True if the directory holds an embedded world."""
-    return (directory / "world").is_file()
+    """Return True if the directory holds an embedded world.
+
+    Raises:
+        ConfigError: this user may not look there.
+    """
+    try:
+        return (directory / "world").is_file()
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be read: {error.strerror}", hint="use another directory") from error
 
 
 def create(directory: Path) -> Store:
@@ -59,7 +66,9 @@ def create(directory: Path) -> Store:
         seed_guests(store)
         write_whole(directory / "world", "tether's embedded world, format 1\n")
     except OSError as error:
-        raise ConfigError(f"no embedded world can be made in {directory}: {error}") from error
+        raise ConfigError(
+            f"no embedded world can be made in {directory}: {error.strerror}", hint="give another directory"
+        ) from error
     return store
 
 
@@ -95,7 +104,7 @@ def contents(directory: Path) -> list[tuple[str, str, str, str, str]]:
     store = Store(directory)
     rows = []
     for volume in store.read("cinder")["volumes"].values():
-        kinds = [name for name in ("multiattach", "encrypted") if volume.get(name)]
+        kinds = [word for word, key in (("multiattach", "multiattach"), ("encrypted", "encryption")) if volume.get(key)]
         details = " ".join([f"{volume['size']} GiB", *kinds])
         rows.append(("volume", volume["name"], volume["id"], volume["status"], details))
     for server in SimGuest(store).list_servers():

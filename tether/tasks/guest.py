@@ -68,7 +68,7 @@ def undefine_secrets(run: Run) -> None:
 class UndefineSecret(Step):
     """Undefine the volume's libvirt secrets.
 
-    Effect: they go. Key: kind and usage. Compensation: none: past the pivot.
+    Effect: secretUndefine. Key: kind and usage. Compensation: none: past the pivot.
     Uncertain: timeout, connection lost: repeat.
     Crash windows: before, between and after the calls: repeating is harmless.
     """

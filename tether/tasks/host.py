@@ -6,7 +6,7 @@ from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.disk import reaches_by_network
 from tether.adapters.host.model import Device
 from tether.errors import ConflictError, FinalError, NotFound, OperatorNeeded, TetherError, UncertainError
-from tether.persistence.ledger import ConnectionRow
+from tether.persistence.ledger import ConnectionRow, Ledger
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 from tether.tasks.volume import Export
@@ -18,11 +18,13 @@ NO_DEVICE = Device(link="", path="", kind="network")
 
 def is_shared(run: Run) -> bool:
     """Return True while another mapping of this host uses the volume's connection."""
-    machine = run.machine.machine_id
-    return any(
-        row.machine_id == machine and row.server_id != run.job.server_id
-        for row in run.tools.ledger.list_mappings(volume_id=run.job.volume_id)
-    )
+    return uses_elsewhere(run.tools.ledger, run.job.volume_id, run.job.server_id, run.machine.machine_id)
+
+
+def uses_elsewhere(ledger: Ledger, volume_id: str, server_id: str, machine_id: str) -> bool:
+    """Return True if another server of this host has a mapping of the volume."""
+    rows = ledger.list_mappings(volume_id=volume_id)
+    return any(row.machine_id == machine_id and row.server_id != server_id for row in rows)
 
 
 def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> None:

@@ -129,10 +129,7 @@ def check_volume(run: Run, volume: Volume) -> None:
     if volume.status == "available" or (volume.multiattach and volume.status in {"in-use", "reserved", "attaching"}):
         return
     if volume.status == "in-use":
-        servers = ", ".join(owner or "a host" for owner, _attachment in volume.attached_to) or "something"
-        raise FinalError(
-            f"volume {name} is in use: attached to {servers}", resource=where, hint="detach it there first"
-        )
+        raise _in_use(run, volume)
     if volume.status in {"reserved", "attaching", "detaching"}:
         raise FinalError(
             f"volume {name} is {volume.status}: another attach or detach is under way, or was left behind",
@@ -141,6 +138,28 @@ def check_volume(run: Run, volume: Volume) -> None:
         )
     raise FinalError(
         f"volume {name} is in status {volume.status}, not available", resource=where, hint="wait until it is available"
+    )
+
+
+def _in_use(run: Run, volume: Volume) -> FinalError:
+    """Return the refusal of a volume that is attached elsewhere.
+
+    What the ledger knows is named as people know it: Cinder shows tether's owner mark in the server's place.
+    """
+    rows = {row.attachment_id: row for row in run.tools.ledger.list_mappings(volume_id=volume.id)}
+    users, hint = [], "detach it there first"
+    for owner, attachment_id in volume.attached_to:
+        row = rows.get(attachment_id)
+        if row is None:
+            users.append(owner or "a host")
+            continue
+        server = run.tools.ledger.job(row.job_id).server_name
+        users.append(f"server {server}")
+        hint = f"detach it there first: tether detach {volume.name or volume.id} {server}"
+    return FinalError(
+        f"volume {volume.name or volume.id} is in use: attached to {', '.join(users) or 'something'}",
+        resource=f"volume {volume.id}",
+        hint=hint,
     )
 
 

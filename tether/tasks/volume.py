@@ -55,6 +55,11 @@ def delete_until_gone(run: Run, attachment_id: str) -> None:
         raise UncertainError(f"attachment {attachment_id} is still there after its deletion")
 
 
+def with_mode(run: Run, connector: dict[str, object]) -> dict[str, object]:
+    """Return the connector with the mode: below microversion 3.54 Cinder hears of *ro* nowhere else."""
+    return connector if run.job.params.mode == "rw" else connector | {"mode": run.job.params.mode}
+
+
 class ReserveVolume(Step):
     """Create the Cinder attachment; the volume becomes *reserved*.
 
@@ -138,7 +143,7 @@ class ExportVolume(Step):
     repeatable = True
 
     def act(self, attachment_id: str, connector: dict[str, object]) -> Export:
-        self.tools.cinder.update_attachment(attachment_id, connector)
+        self.tools.cinder.update_attachment(attachment_id, with_mode(self.run, connector))
         row = self.tools.cinder.show_attachment(attachment_id)
         if row.status != "attaching" or row.connection is None:
             raise UncertainError(
@@ -160,7 +165,7 @@ class ExportVolume(Step):
         self.run.refuse_while_held()
         if row.status == "reserved":
             try:
-                self.tools.cinder.update_attachment(attachment_id, connector)
+                self.tools.cinder.update_attachment(attachment_id, with_mode(self.run, connector))
             except FinalError:
                 pass  # an answer all the same: the manager is through with it
         # An update that was repeated may still be carried out: an export made after the deletion stays for good.
@@ -190,7 +195,7 @@ class CompleteAttachment(Step):
         try:
             row = self.tools.cinder.show_attachment(attachment_id)
             if row.status == "attaching" and row.connection is None:
-                self.tools.cinder.update_attachment(attachment_id, connector)
+                self.tools.cinder.update_attachment(attachment_id, with_mode(self.run, connector))
                 row = self.tools.cinder.show_attachment(attachment_id)
         except NotFound as error:
             self.run.see_volume()

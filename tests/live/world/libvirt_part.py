@@ -16,12 +16,9 @@ MOUNTS = {
     "log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
 }
-#: libvirtd wants this user, whatever qemu.conf says, and the package that would make it also sets up services.
-QEMU_USER = "libvirt-qemu"
-ACCOUNTS = {
-    "passwd": f"{QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n",
-    "group": f"{QEMU_USER}:x:64055:\n",
-}
+#: libvirtd looks this user and group up before it reads qemu.conf, and only Debian's libvirt-daemon-system makes them.
+#: The world's libvirtd sees them in copies of its own: the machine's accounts stay as they are.
+ACCOUNTS = {"passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin", "group": "libvirt-qemu:x:64055:"}
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -69,10 +66,10 @@ DOMAIN = """\
 
 
 def daemon(world: World) -> Daemon:
-    """Return libvirtd in a mount namespace of its own, where libvirt's directories and its user are the world's."""
-    binds = [f"mkdir -p {path}; mount --bind {world.libvirt / name} {path}" for name, path in MOUNTS.items()]
-    binds += [f"mount --bind {world.libvirt / name} /etc/{name}" for name in ACCOUNTS]
-    script = f"set -e; {'; '.join(binds)}; exec libvirtd --pid-file /run/libvirt/libvirtd.pid"
+    """Return libvirtd in a mount namespace of its own, where libvirt's directories are the world's."""
+    binds = "; ".join(f"mkdir -p {path}; mount --bind {world.libvirt / name} {path}" for name, path in MOUNTS.items())
+    files = "; ".join(f"mount --bind {world.libvirt / name} /etc/{name}" for name in ACCOUNTS)
+    script = f"set -e; {binds}; {files}; exec libvirtd --pid-file /run/libvirt/libvirtd.pid"
     return Daemon(
         world, "libvirtd", "libvirtd", ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script]
     )
@@ -94,13 +91,21 @@ def virsh(world: World, *arguments: str, timeout: float = 60) -> str:
     return done.stdout
 
 
+def with_account(text: str, line: str) -> str:
+    """Return /etc/passwd's or /etc/group's text with one more line, unless that account is there."""
+    name = line.partition(":")[0]
+    if any(found.partition(":")[0] == name for found in text.splitlines()):
+        return text
+    return f"{text.rstrip()}\n{line}\n"
+
+
 def start_libvirt(world: World) -> None:
     """Start libvirtd unless it runs."""
     for name in MOUNTS:
         (world.libvirt / name).mkdir(parents=True, exist_ok=True)
+    for name, line in ACCOUNTS.items():
+        write(world.libvirt / name, with_account(Path("/etc", name).read_text(), line))
     write(world.libvirt / "etc/qemu.conf", QEMU_CONF)
-    if daemon(world).pid() is None:
-        _write_accounts(world)
     write(world.libvirt / "etc/libvirtd.conf", LIBVIRTD_CONF)
 
     def serves() -> bool:
@@ -114,18 +119,6 @@ def start_libvirt(world: World) -> None:
     _copy_changed(QEMU_CAPABILITIES, probed)
     daemon(world).start(serves)
     _copy_changed(probed, QEMU_CAPABILITIES)
-
-
-def _write_accounts(world: World) -> None:
-    """Write the machine's accounts once more, with the user that libvirtd wants; only the world sees them."""
-    for name, line in ACCOUNTS.items():
-        known = Path("/etc", name).read_text()
-        if not known.endswith("\n"):
-            known += "\n"
-        there = any(entry.startswith(f"{QEMU_USER}:") for entry in known.splitlines())
-        file = world.libvirt / name
-        write(file, known if there else known + line)
-        file.chmod(0o644)
 
 
 def _copy_changed(source: Path, destination: Path) -> None:

@@ -44,7 +44,15 @@ _NOT_ALLOWED = {
 _GUARD_HINT = (
     "Cinder wants a service token for this (CVE-2023-2088): set [cinder] send_service_user_token and service_cloud"
 )
+#: Calls that change nothing: after one without an answer there is nothing to find out.
+_READS = ("ask for the versions of", "find", "show", "list attachments of", "show the encryption of")
 _READ_BACK_HINT = "it may have happened, or may still: read the volume's state back before deciding"
+_ANSWER_HINT = "check that cinder-api and its database answer: openstack volume service list"
+#: What Keystone is asked for first.
+_TOKENS = "/auth/tokens"
+#: Where requests' own words begin, and the system's in them.
+_POOL = re.compile(r": HTTPS?ConnectionPool\(.*")
+_SYSTEM = re.compile(r"\[Errno -?\d+\] [^\"')]+")
 
 
 class Kind(enum.Enum):
@@ -161,6 +169,11 @@ class Call:
     service_token: bool
 
     @property
+    def hint(self) -> str:
+        """What to do where no usable answer came."""
+        return _ANSWER_HINT if self.verb in _READS else _READ_BACK_HINT
+
+    @property
     def resource(self) -> str:
         """The object, as errors name it."""
         return f"{self.kind} {self.id}".rstrip()
@@ -202,7 +215,7 @@ def translate(error: Exception, call: Call) -> TetherError:
         f"cannot {call.words}: Cinder at {call.endpoint} gave no usable answer"
         f" ({type(error).__name__}: {first_line(error)})",
         resource=call.resource,
-        hint=_READ_BACK_HINT,
+        hint=call.hint,
     )
 
 
@@ -247,7 +260,7 @@ def _from_cinder(error: Any, call: Call) -> TetherError:
     failed = _BACKEND_FAILED.get(call.verb)
     if failed is not None and failed.match(text):
         return FinalError(said, resource=call.resource, hint="see why the backend failed in cinder-volume's log")
-    hint = _READ_BACK_HINT
+    hint = call.hint
     if code == HTTPStatus.INTERNAL_SERVER_ERROR and call.verb in _GUARDED and not call.service_token:
         hint = f"{_READ_BACK_HINT}; if it stays: {_GUARD_HINT}"
     return UncertainError(said, resource=call.resource, hint=hint)
@@ -288,15 +301,25 @@ def _from_keystone(error: Any, call: Call) -> TetherError:
 
 def _unreachable(error: Exception, call: Call) -> UncertainError:
     if _never_connected(error):
+        text = first_line(error)
+        reason = _SYSTEM.search(text)
+        if reason is not None:
+            text = _POOL.sub("", text) + f": {reason[0]}" * (_POOL.search(text) is not None)
+        if _TOKENS in text:
+            return UncertainError(
+                f"cannot {call.words}: no token, Keystone is unreachable: {text}",
+                resource=call.resource,
+                hint="check that Keystone runs, and the auth_url of clouds.yaml or OS_AUTH_URL",
+            )
         return UncertainError(
-            f"cannot {call.words}: Cinder is unreachable at {call.endpoint}: {first_line(error)}",
+            f"cannot {call.words}: Cinder is unreachable at {call.endpoint}: {text}",
             resource=call.resource,
             hint=f"check that cinder-api runs, and that this host reaches {call.endpoint}",
         )
     return UncertainError(
         f"cannot {call.words}: no answer from Cinder at {call.endpoint}: {first_line(error)}",
         resource=call.resource,
-        hint=_READ_BACK_HINT,
+        hint=call.hint,
     )
 
 

@@ -46,7 +46,7 @@ def open_cinder(
     except ConfigError:
         raise
     except Exception as error:  # nothing is sent here, so whatever it is, it is the configuration
-        endpoint = settings.endpoint_override or settings.os_cloud or "the environment's cloud"
+        endpoint = settings.endpoint_override or _cloud(settings)
         raise unusable_configuration(
             error, Call("open", "Cinder", "", endpoint, settings.send_service_user_token)
         ) from error
@@ -75,12 +75,16 @@ def open_cinder(
         build,
         # Left empty, cinderclient would send the id of Cinder's first answer with every later call.
         request_id=global_request_id or f"req-{uuid.uuid4()}",
-        endpoint=settings.endpoint_override or f"cloud {settings.os_cloud or 'of the environment'}",
+        endpoint=settings.endpoint_override or f"the endpoint of {_cloud(settings)}",
         service_token=settings.send_service_user_token,
         request_ids=request_ids,
         clock=clock,
         patience=settings.request_timeout,
     )
+
+
+def _cloud(settings: Settings) -> str:
+    return f"cloud {settings.os_cloud}" if settings.os_cloud else "the environment's cloud"
 
 
 def _noauth(settings: Settings) -> tuple[Any, dict[str, Any]]:

@@ -121,7 +121,7 @@ class Libvirtd:
         raise UncertainError(
             f"libvirt did not answer {verb} within {self._timeout:g} s",
             resource=resource,
-            hint="check libvirtd and QEMU's storage, then resume the job: the call may still be carried out",
+            hint="check libvirtd and QEMU's storage: the call may still be carried out",
         )
 
     def read(self, verb: str, function: Callable[[Any], T], *, resource: str = "") -> T:

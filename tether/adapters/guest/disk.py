@@ -141,7 +141,7 @@ def spec_for(
         raise FinalError(
             f"volume {volume.id} has no device on this host",
             resource=f"volume {volume.id}",
-            hint="connect it first: `tether job resume` of its job does",
+            hint="connect it first: the job that attaches it does",
         )
     # io=native may block the whole guest on a file, and needs O_DIRECT (Nova bug 1841363).
     native = device.kind == "block" and common["cache"] in DIRECT_CACHE_MODES

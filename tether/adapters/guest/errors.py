@@ -147,7 +147,7 @@ REFUSED_TEXTS = (
 HINTS = (
     (
         "Authentication failure",
-        "check the CHAP user and password that Cinder gave; a stale secret is set anew by resume",
+        "check the CHAP user and password that Cinder gave; a stale secret is set anew by each attempt",
     ),
     ("Target not found", "the target is not exported: look at the volume's attachment and the backend in Cinder"),
     ("cannot unlock any keyslot", "the key that the key manager gave is not the volume's"),
@@ -166,7 +166,7 @@ HINTS = (
 _DEFAULT_HINTS: dict[type[TetherError], str] = {
     NotFound: "see `virsh list --all`; the server may have migrated to another host",
     FinalError: "correct what libvirt names, and ask again",
-    UncertainError: "check that libvirtd answers (`virsh list`), then resume the job",
+    UncertainError: "check that libvirtd answers (`virsh list`)",
 }
 
 

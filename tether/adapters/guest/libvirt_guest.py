@@ -112,7 +112,7 @@ class LibvirtGuest:
                 raise UncertainError(
                     f"libvirt says that disk {alias} is detached, and the persistent XML still has it",
                     resource=f"server {uuid}",
-                    hint="look at `virsh dumpxml --inactive`, then resume the job",
+                    hint="look at `virsh dumpxml --inactive`",
                 )
         return Unplugged.REMOVED
 
@@ -184,7 +184,7 @@ class LibvirtGuest:
             raise UncertainError(
                 "the domain's state changes while it is read",
                 resource=f"server {domain.UUIDString()}",
-                hint="wait until it has started or stopped, then resume the job",
+                hint="wait until it has started or stopped",
             )
         persistent = domain.isPersistent()
         return Server(

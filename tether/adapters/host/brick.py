@@ -133,7 +133,7 @@ class BrickHost:
         raise UncertainError(
             f"{subject}: os-brick's helper {how}{left}",
             resource=resource,
-            hint="resume the job: it looks at the host again; tether's debug log has the helper's words",
+            hint="see whether the host answers again; tether's debug log has the helper's words",
         )
 
 

@@ -23,10 +23,10 @@ class Verdict(StrEnum):
 
 
 _LOGIN = "check that the target is exported and that this host reaches its portals: iscsiadm -m session -P 1"
-_PATHS = "check the paths to the storage (multipath -ll, lsblk), then run the command again"
-_USER = "find out what uses the device (lsof, lsblk), then resume the job"
+_PATHS = "check the paths to the storage (multipath -ll, lsblk)"
+_USER = "find out what uses the device (lsof, lsblk)"
 _SETTINGS = "this volume type cannot take the host's data path; use another volume type"
-_LOOK = "look at the host's log of os-brick, then resume the job"
+_LOOK = "look at the host's log of os-brick"
 
 #: Name of the class -> verdict and hint. The nearest class of the exception's MRO wins.
 MEANINGS: dict[str, tuple[Verdict, str]] = {

@@ -60,7 +60,7 @@ class LocalHost:
             raise UncertainError(
                 f"volume {volume_id} was connected as {info['path']}, which is not a block device",
                 resource=f"volume {volume_id}",
-                hint="look at the host's devices (lsblk), then resume the job",
+                hint="look at the host's devices (lsblk)",
             )
         identities = set(self._probes.identities(block))
         self._links.remember(volume_id, identities.pop() if len(identities) == 1 else "")
@@ -88,7 +88,7 @@ class LocalHost:
             raise FinalError(
                 f"volume {volume_id} cannot be disconnected: its device is open: {', '.join(users)}",
                 resource=f"volume {volume_id}",
-                hint="detach the disk from the guest, or end what uses the device, then resume the job",
+                hint="detach the disk from the guest, or end what uses the device",
             )
         with mapped("disconnecting", volume_id):
             brick_calls.set_up(self._settings)
@@ -97,7 +97,7 @@ class LocalHost:
             raise UncertainError(
                 f"volume {volume_id} was disconnected, but this is left: {', '.join(left)}",
                 resource=f"volume {volume_id}",
-                hint="resume the job: disconnecting is repeated until nothing is left",
+                hint="see what holds them (lsblk, iscsiadm -m session): disconnecting may be repeated",
             )
         self._links.remove(volume_id)
 
@@ -145,7 +145,7 @@ class LocalHost:
             raise FinalError(
                 f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is open: {', '.join(users)}",
                 resource=f"volume {volume_id}",
-                hint="detach the disk from the guest, then resume the job",
+                hint="detach the disk from the guest",
             )
         if own and self._links.target(volume_id):
             # First the link: a crash between the two leaves a mapping, which is found by its name.
@@ -207,7 +207,7 @@ class LocalHost:
             raise FinalError(
                 f"volume {volume_id} is not connected, so its encryption cannot be opened",
                 resource=f"volume {volume_id}",
-                hint="connect it first: resume the job that attaches it",
+                hint="connect it first: the job that attaches it does",
             )
         return self._probes.below_crypt(block)
 
