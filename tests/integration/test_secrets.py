@@ -16,6 +16,7 @@ import pytest
 
 from tests.crash import judge
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
+from tests.integration.commands import Command, run
 from tether.sim.cinder.transport import SimTransport
 from tether.sim.host import SimHost
 from tether.sim.store import Store
@@ -288,6 +289,48 @@ def test_what_was_not_sealed_is_read_from_cinder(sim: SimWorld) -> None:
     assert judge.diff(before, sim.books()) == []
 
 
+@pytest.mark.parametrize(("end", "left"), [("attached", 1), ("clean", 0)])
+def test_a_settled_job_keeps_it_only_with_its_mapping(sim: SimWorld, end: str, left: int) -> None:
+    point = "finish-mapping.act.before" if end == "attached" else "create-mapping.undo.before"
+    sim.script("guest.plug_live", "fail" if end == "clean" else "slow")
+    assert sim.tether("--fault", f"{point}=fail*9999", "attach", "vol1", "guest1").code == BLOCKED
+    assert len(rows(sim)) == 1
+    done = sim.tether("job", "settle", "--last", "--as", end, "--reason", "a test")
+    assert done.code == DONE, done.err
+    assert len(rows(sim)) == left
+    assert sim.tether("db", "prune", "--older-than", "0s").code == DONE
+    assert len(rows(sim)) == left
+
+
+# -- rotation at the command line ----------------------------------------------------------------------------
+
+
+def test_keys_are_rotated_under_a_running_job(sim: SimWorld) -> None:
+    assert sim.tether("attach", "vol2", "guest1").code == DONE
+    sim.script("host.connect", "slow", seconds=3.0)
+    attach = Command(sim, "attach", "vol1", "guest1").reaches("host.connect")
+    for _ in range(2):  # the key that the job began with is gone after the second
+        rotated = run(sim, "key", "rotate")
+        assert rotated.code == DONE, rotated.err
+        assert "2 sealed anew" in rotated.err
+    assert attach.end().code == DONE
+    assert len((sim.directory / "keys").read_bytes().split()) == 2
+    for volume in ("vol1", "vol2"):
+        assert sim.tether("detach", volume, "guest1").code == DONE
+
+
+@pytest.mark.parametrize("point", ["add.after", "rows.before", "rows.after", "end.before"])
+def test_a_killed_rotation_is_in_nobodys_way(sim: SimWorld, point: str) -> None:
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    assert sim.tether("--fault", f"key.rotate.{point}=kill", "key", "rotate").code == KILLED
+    assert sim.tether("attach", "vol2", "guest1").code == DONE
+    again = sim.tether("key", "rotate")
+    assert again.code == DONE
+    assert "finished an interrupted rotation" in again.err
+    for volume in ("vol1", "vol2"):
+        assert sim.tether("detach", volume, "guest1").code == DONE
+
+
 # -- a key that does not fit, at the command line ------------------------------------------------------------
 
 
@@ -337,6 +380,17 @@ def test_without_its_key_no_job_begins(sim: SimWorld, wrong: str) -> None:
     keys.chmod(0o600)
     assert sim.tether("job", "resume", "--last").code == DONE
     assert sim.tether("detach", "vol1", "guest1").code == DONE
+
+
+def test_an_abort_without_the_key_does_not_stop_the_runner(sim: SimWorld) -> None:
+    sim.script("host.connect", "slow", seconds=1.5)
+    attach = Command(sim, "attach", "vol1", "guest1").reaches("host.connect")
+    keys = sim.directory / "keys"
+    keys.rename(sim.directory / "away")
+    refused = run(sim, "job", "abort", "--last")
+    (sim.directory / "away").rename(keys)
+    assert refused.code == CONFIG_ERROR, refused.err
+    assert attach.end().code == DONE
 
 
 def test_a_key_that_goes_while_a_job_runs_blocks_it(sim: SimWorld) -> None:
