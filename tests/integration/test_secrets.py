@@ -6,6 +6,8 @@ import base64
 import json
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -405,3 +407,15 @@ def test_a_key_that_goes_while_a_job_runs_blocks_it(sim: SimWorld) -> None:
     with sqlite3.connect(sim.directory / "tether.sqlite") as database:
         database.execute("UPDATE tether_secrets SET sealed = ? WHERE job_id != ''", [sealed])
     assert sim.tether("job", "resume", "--last").code == DONE
+
+
+@pytest.mark.parametrize("words", [("job", "list"), ("mapping", "list"), ("plan", "attach", "vol1", "guest1")])
+def test_what_runs_no_job_imports_no_cryptography(sim: SimWorld, words: tuple[str, ...]) -> None:
+    script = (
+        "import sys; from tether.cli.main import main; code = main(sys.argv[1:]);"
+        " sys.exit(code or ('cryptography' in sys.modules) * 99)"
+    )
+    command = [sys.executable, "-c", script, "--sim", str(sim.directory), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (sim.directory / "keys").exists()
