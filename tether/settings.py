@@ -120,6 +120,28 @@ class Settings:
     host_settle: float = _option("host", 5.0, "How long a killed helper's child commands may still act.")
     lock_path: str = _option("host", "/var/lib/tether/locks", "os-brick's lock_path: Nova's and Cinder's on this host.")
 
+    key_source: str = _option(
+        "secrets",
+        "file",
+        "Where the keys are that connection info is sealed with in the database: 'file', or 'castellan' (a key manager"
+        " such as Barbican; pip install 'tether[castellan]').",
+        choices=("file", "castellan"),
+    )
+    key_file: str = _option(
+        "secrets",
+        "/var/lib/tether/keys",
+        "The key file, made with mode 0600 on first use. Every host that works with one database needs the same one;"
+        " keep a backup apart from the database's.",
+    )
+    castellan_key_id: str = _option(
+        "secrets", "", "The id of a symmetric key of 256 bits in the key manager; several, the newest first: ID,ID."
+    )
+    castellan_config: str = _option(
+        "secrets",
+        str(DEFAULT_CONFIG_FILE),
+        "The file with castellan's own settings: its [key_manager] section, [barbican] or [vault].",
+    )
+
     @property
     def settle_time(self) -> float:
         """How long after an uncertain call Cinder may still carry it out."""

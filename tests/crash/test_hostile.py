@@ -150,13 +150,29 @@ def test_a_rbd_volume_is_decrypted_by_qemu_on_the_host_data_path_too(sim: SimWor
     assert sim.tether("detach", "ceph1", "guest1").code == DONE
 
 
-def test_a_detach_of_what_cinder_has_dropped_ends(sim: SimWorld) -> None:
-    before = sim.books()
-    assert sim.tether("attach", "vol1", "guest1").code == DONE
-    with Store(sim.directory).change("cinder") as book:  # cinder reset-state --state available --attach-status detached
+def drop(sim: SimWorld) -> None:
+    """Let an administrator reset vol1: cinder reset-state --state available --attach-status detached."""
+    with Store(sim.directory).change("cinder") as book:
         book["volumes"][VOL1] |= {"status": "available", "attach_status": "detached"}
         book["attachments"] = {}
         book["exports"] = {}
+
+
+def test_a_detach_of_what_cinder_has_dropped_disconnects_the_host(sim: SimWorld) -> None:
+    """How it is connected is sealed in the ledger."""
+    before = sim.books()
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    drop(sim)
+    assert sim.tether("detach", "vol1", "guest1").code == DONE
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_a_detach_of_what_everybody_has_forgotten_ends(sim: SimWorld) -> None:
+    before = sim.books()
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    drop(sim)
+    (sim.directory / "keys").unlink()
+    assert sim.tether("key", "forget").code == DONE
     done = sim.tether("detach", "vol1", "guest1")
     assert done.code == BLOCKED, done.err
     assert "iscsiadm" in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import uuid
@@ -11,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.live.commands import CONFLICT, DONE, Outcome
+from tests.live.commands import CONFLICT, DONE, KILLED, ROLLED_BACK, Outcome
 from tests.live.conftest import Live
 
 NewVolume = Callable[..., str]
@@ -277,18 +278,29 @@ def test_the_installed_program_does_it_by_names(live: Live) -> None:
 
 
 def test_no_secret_is_anywhere_but_in_libvirt_and_cinder(live: Live, new_volume: NewVolume) -> None:
+    """Nor after a failure, a SIGKILL and a resume: not in the database, its WAL, the logs, or what was printed."""
     volume_id = new_volume()
     log = live.world.logs / f"tether-{volume_id}.log"
-    words = ("--debug", "--log-file", str(log), "attach", volume_id, GUEST)
-    done = live.tether(*words)
-    assert done.code == DONE, done.err
-    secret = live.chap_password(volume_id)
-    shown = live.tether("--debug", "job", "show", "--last", "-f", "json")
-    ended = live.tether("--debug", "detach", volume_id, GUEST)
-    assert (shown.code, ended.code) == (DONE, DONE)
-    for outcome in (done, shown, ended):
-        assert secret not in outcome.out
-        assert secret not in outcome.err
-    for path in (log, *live.world.ledger.parent.glob(f"{live.world.ledger.name}*")):
-        assert secret.encode() not in path.read_bytes(), path
+    keys = live.world.directory / "keys"
+    said = []
+
+    def ask(*words: str) -> int:
+        done = live.tether("--debug", *["--log-json"] * (len(said) % 2), "--log-file", str(log), *words)
+        said.append(done.out + done.err)
+        password = live.chap_password(volume_id)
+        secrets = {password.encode(), base64.b64encode(password.encode()), password.encode("utf-16-le")}
+        secrets |= set(keys.read_bytes().split())
+        texts = {"what was printed": "".join(said).encode(), log.name: log.read_bytes()}
+        texts |= {path.name: path.read_bytes() for path in live.world.ledger.parent.glob(f"{live.world.ledger.name}*")}
+        assert [name for name, text in texts.items() for secret in secrets if secret in text] == []
+        return done.code
+
+    assert ask("--fault", "plug-live.act.before=fail", "attach", volume_id, GUEST) == ROLLED_BACK
+    assert ask("job", "show", "--last", "-f", "json") == DONE
+    assert ask("--fault", "plug-live.act.after=kill", "attach", volume_id, GUEST) == KILLED
+    assert ask("job", "resume", "--last") == DONE
+    assert ask("mapping", "show", volume_id, GUEST, "-f", "json") == DONE
+    assert ask("key", "rotate") == DONE
+    assert ask("detach", volume_id, GUEST) == DONE
+    assert keys.stat().st_mode & 0o777 == 0o600
     assert log.stat().st_size > 0

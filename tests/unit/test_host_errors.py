@@ -10,8 +10,9 @@ import pytest
 from oslo_concurrency import processutils
 
 from tether.adapters.host import errors
-from tether.adapters.host.errors import Verdict, as_json, from_json, mapped, scrub, secrets_in, translate
+from tether.adapters.host.errors import Verdict, as_json, from_json, mapped, translate
 from tether.errors import ConfigError, ConflictError, FinalError, NotFound, TetherError, UncertainError
+from tether.sealed import scrub, secrets_in
 
 LIST = """
 import inspect, sys

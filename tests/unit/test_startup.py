@@ -12,7 +12,17 @@ import pytest
 
 from tests.tree import ROOT
 
-HEAVY = ("taskflow", "os_brick", "libvirt", "eventlet", "sqlalchemy", "openstack", "cinderclient", "networkx")
+HEAVY = (
+    "taskflow",
+    "os_brick",
+    "libvirt",
+    "eventlet",
+    "sqlalchemy",
+    "openstack",
+    "cinderclient",
+    "networkx",
+    "cryptography",
+)
 ROUNDS = 9
 
 TETHER = "import sys; sys.argv = ['tether', '--help']; from tether.cli.main import main; sys.exit(main())"

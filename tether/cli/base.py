@@ -17,6 +17,7 @@ from tether.errors import TetherError, UsageError
 if TYPE_CHECKING:
     from tether.cli.main import Tether
     from tether.persistence.ledger import Job
+    from tether.persistence.vault import Vault
     from tether.runner.world import Books, World
 
 
@@ -84,6 +85,14 @@ class Reported:
 
         with open_ledger(self.app.settings(), sim=self.sim) as books:
             yield books
+
+    @contextmanager
+    def vault(self) -> Iterator[Vault]:
+        """Open the database and the keys of its secrets."""
+        from tether.runner.world import open_vault
+
+        with open_vault(self.app.settings(), sim=self.sim) as vault:
+            yield vault
 
 
 def _check_columns(parsed_args: argparse.Namespace, column_names: Sequence[str]) -> None:

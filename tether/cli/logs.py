@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from tether.cli.printable import printable
 from tether.errors import ConfigError
+from tether.sealed import mask
 
 #: What is shown on the console: nothing but warnings, unless asked for.
 CONSOLE = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO}
@@ -67,9 +68,20 @@ def configure(options: argparse.Namespace, stderr: IO[str]) -> None:
         file.setLevel(logging.DEBUG if options.debug else logging.INFO)
         handlers.append(file)
     for handler in handlers:
-        handler.setFormatter(_formatter(options, console=handler is console))
+        handler.setFormatter(_Masked(_formatter(options, console=handler is console)))
         handler.addFilter(BOUND)
         root.addHandler(handler)
+
+
+class _Masked(logging.Formatter):
+    """A formatter whose lines hold no secret, whatever a foreign library has put into a message or an exception."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(self._inner.format(record))
 
 
 def _formatter(options: argparse.Namespace, *, console: bool) -> logging.Formatter:

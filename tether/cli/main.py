@@ -21,6 +21,7 @@ from cliff.commandmanager import CommandManager
 
 from tether.cli.printable import printable
 from tether.errors import TetherError, UsageError
+from tether.sealed import mask
 
 if TYPE_CHECKING:
     from tether.settings import Settings
@@ -130,7 +131,7 @@ class Tether(App):
     def say(self, text: str) -> None:
         """Print a line for people, on stderr; a stderr that cannot be written changes nothing else."""
         with suppress(OSError):
-            print(printable(text), file=self.stderr)
+            print(printable(mask(text)), file=self.stderr)
 
     def report(self, error: TetherError) -> None:
         """Print what went wrong and what to do next."""

@@ -102,16 +102,13 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
 def _host(case: Case) -> dict[str, tuple[str, ...]]:
     crypt = f"tether-{case.volume_id}"
     network = case.params.data_path == "network"
-    # Connection info is not stored; the legacy dialect has no row to read it from.
-    again = f'POST /volumes/{case.volume_id}/action {{"os-initialize_connection": {CONNECTOR}}}'
-    legacy = (again,) if case.params.dialect == "legacy" else ()
     return {
         "read-connector": ("/etc/iscsi/initiatorname.iscsi",) if network else ("os-brick: get_connector_properties",),
         "connect-host": ("os-brick: connect_volume", f"ln -s <device> {case.link}"),
         "verify-device": (f"size and identity of {case.link}",),
         "open-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
         "close-encryption": (f"cryptsetup close {crypt}",),
-        "disconnect-host": (*legacy, "os-brick: disconnect_volume", f"rm {case.link}"),
+        "disconnect-host": ("os-brick: disconnect_volume", f"rm {case.link}"),
     }
 
 

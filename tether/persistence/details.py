@@ -17,6 +17,7 @@ from taskflow.storage import META_PROGRESS
 from taskflow.types.failure import Failure
 
 from tether.errors import FinalError
+from tether.sealed import masked
 
 #: TaskFlow's kinds of atoms, as they are stored.
 KINDS = {"task": models.TaskDetail, "retry": models.RetryDetail}
@@ -110,7 +111,8 @@ def _failure(failure: Failure) -> dict[str, Any]:
     data: dict[str, Any] = failure.to_dict(include_args=False)
     data["exc_args"] = [argument if _is_plain(argument) else repr(argument) for argument in failure.exception_args]
     data["causes"] = [_failure(cause) for cause in failure.causes]
-    return data
+    found: dict[str, Any] = masked(data)
+    return found
 
 
 def _is_plain(value: Any) -> bool:

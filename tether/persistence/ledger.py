@@ -17,7 +17,7 @@ from tether.errors import ConflictError, HeldError, LostLease, NotFound, UsageEr
 from tether.persistence.database import Database, IntegrityError
 from tether.persistence.journal import Lease, fence
 from tether.persistence.owner import Owner
-from tether.persistence.schema import connections, jobs, mappings
+from tether.persistence.schema import connections, jobs, mappings, secrets
 
 #: Job states in which the job is not finished: it holds its volume.
 OPEN = ("running", "blocked")
@@ -339,11 +339,20 @@ class Ledger:
             )
 
     def delete_mapping(self, volume_id: str, server_id: str) -> None:
-        """Forget a mapping. Repeatable."""
+        """Forget a mapping and the secrets of its job. Repeatable."""
+        pair = (mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
         with self._write() as connection:
             connection.execute(
-                sa.delete(mappings).where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+                sa.delete(secrets).where(secrets.c.job_id.in_(sa.select(mappings.c.job_id).where(*pair)))
             )
+            connection.execute(sa.delete(mappings).where(*pair))
+
+    def secret(self, job_id: str, name: str) -> str | None:
+        """Return a secret of a mapping's job, sealed, if there is one."""
+        query = sa.select(secrets.c.sealed).where(secrets.c.job_id == job_id, secrets.c.name == name)
+        with self._database.read() as connection:
+            text: str | None = connection.execute(query).scalar()
+        return text
 
     # -- devices --------------------------------------------------------------------------------------------
 

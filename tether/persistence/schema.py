@@ -122,7 +122,8 @@ flows = Table(
     Column("created_at", Float, nullable=False),
 )
 
-#: Secrets of a mapping, sealed with a key that is not in this database.
+#: Secrets of a mapping by its job, sealed with a key that is not in this database. One row belongs to no job: the
+#: canary, by which it shows whether a key is the right one (see :mod:`.vault`).
 secrets = Table(
     "tether_secrets",
     metadata,

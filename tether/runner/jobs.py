@@ -121,6 +121,7 @@ class Runner:
             HeldError: an open job has the volume.
             ConflictError: the idempotency key was used before.
         """
+        self._unlock()
         leases = self._leases()
         lease, columns = leases.first(job.id)
         faults.point("commit.job.begin.before")
@@ -147,6 +148,7 @@ class Runner:
         if not job.open:
             return job
         self.same_place(job)
+        self._unlock()
         return self._take_up(job, lambda _run, _connection: None, fenced=fenced)
 
     def abort(self, job: Job) -> Job:
@@ -161,6 +163,7 @@ class Runner:
         if job.state == "rolled-back":
             return job
         self.same_place(job)
+        self._unlock()
         self._may_turn_back(job)
         if self.is_live(job):
             self.tools.ledger.ask(job.id, "stop")
@@ -220,6 +223,11 @@ class Runner:
     def _leases(self) -> Leases:
         """Return the leases as one run sees them: with an owner's token of its own."""
         return Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
+
+    def _unlock(self) -> None:
+        """Make sure of the key that secrets are sealed with, before a job depends on it."""
+        if self.tools.vault is not None:
+            self.tools.vault.ready()
 
     def same_place(self, job: Job) -> None:
         """Refuse to take a job up anywhere but where it was made.
@@ -285,7 +293,7 @@ class Runner:
         """
         effects = self._effects(job)
         connection = self.logbook.backend(lease, effects.__contains__).get_connection()
-        run = Run(tools=self.tools, job=job, store=connection.store, note=connection.note)
+        run = Run(tools=self.tools, job=job, store=connection.store, note=connection.note, keep=connection.keep_secret)
         if before is not None:
             now = self.tools.clock.time()
             run.ended_at = before.updated_at if before.runner is None else min(before.expires_at or now, now)

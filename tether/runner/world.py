@@ -13,11 +13,13 @@ from tether.adapters.host.model import Host, Keys
 from tether.clock import Clock, SystemClock
 from tether.errors import ConfigError
 from tether.persistence.database import Database
+from tether.persistence.keys import KeyRing, key_source
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
 from tether.persistence.owner import Owner
+from tether.persistence.vault import Vault
 from tether.sealed import Sealed
 from tether.settings import Settings
 from tether.tasks.run import Toolbox
@@ -51,12 +53,26 @@ class Books:
 def open_ledger(settings: Settings, *, sim: Path | None = None) -> Iterator[Books]:
     """Open the database alone."""
     clock = SystemClock()
+    with open_database(settings, sim=sim) as database:
+        yield Books(Ledger(database, clock), Logbook(database, clock), clock, database)
+
+
+@contextmanager
+def open_vault(settings: Settings, *, sim: Path | None = None) -> Iterator[Vault]:
+    """Open the database and its keys, for commands that work on these alone."""
+    with open_database(settings, sim=sim) as database:
+        yield Vault(database, KeyRing(key_source(settings)))
+
+
+@contextmanager
+def open_database(settings: Settings, *, sim: Path | None = None) -> Iterator[Database]:
+    """Open the database and check its schema; an embedded world's is made on first use."""
     database = Database(settings.database)
     try:
         if sim:
             upgrade_once(database)
         database.check()
-        yield Books(Ledger(database, clock), Logbook(database, clock), clock, database)
+        yield database
     finally:
         database.close()
 
@@ -74,16 +90,11 @@ def open_world(settings: Settings, *, sim: Path | None = None, request_id: str =
     """
     clock = SystemClock()
     cinder, host, guest, keys = _embedded(settings, sim, request_id) if sim else _real(settings, request_id)
-    database = Database(settings.database)
-    try:
-        if sim:
-            upgrade_once(database)
-        database.check()
+    with open_database(settings, sim=sim) as database:
         leases = Leases(database, clock, settings.lease_ttl, Owner.current())
-        tools = Toolbox(cinder, host, guest, keys, Ledger(database, clock), leases, clock, settings)
+        vault = Vault(database, KeyRing(key_source(settings)))
+        tools = Toolbox(cinder, host, guest, keys, Ledger(database, clock), leases, clock, settings, vault)
         yield World(settings, database, tools, Logbook(database, clock))
-    finally:
-        database.close()
 
 
 def upgrade_once(database: Database) -> None:

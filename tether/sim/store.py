@@ -7,6 +7,7 @@ Layout of a world's directory::
     guests/UUID/   persistent.xml, live.xml (only while it runs), state.json; guests/secrets.json
     script.json    scripted failures that have not been used up
     tether.sqlite  tether's own database, unless --database says otherwise
+    keys           the keys that its secrets are sealed with, unless key_file says otherwise
 """
 
 from __future__ import annotations

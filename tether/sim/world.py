@@ -80,7 +80,11 @@ def ensure(directory: Path) -> Store:
 def fit(settings: Settings, directory: Path) -> Settings:
     """Return settings for the world: its endpoint, its database and its pace, unless they were set."""
     defaults = {item.name: item.default for item in fields(Settings)}
-    wanted = PACE | {"database": f"sqlite:///{directory.resolve() / 'tether.sqlite'}", "data_path": "host"}
+    wanted = PACE | {
+        "database": f"sqlite:///{directory.resolve() / 'tether.sqlite'}",
+        "key_file": str(directory.resolve() / "keys"),
+        "data_path": "host",
+    }
     changes = {name: value for name, value in wanted.items() if getattr(settings, name) == defaults[name]}
     return settings.but(
         **changes, endpoint_override=ENDPOINT, send_service_user_token=True, run_dir=str(directory.resolve() / "run")

@@ -10,38 +10,53 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tether.adapters.cinder import wire
 from tether.adapters.cinder.model import Cinder, CinderIdentity, Connection, Connector
 from tether.adapters.guest.model import Guest, Server
 from tether.adapters.host.model import Host, HostIdentity, Keys
 from tether.clock import Clock
-from tether.errors import FinalError, Interrupted, LostLease, NotFound, OperatorNeeded, TetherError, UncertainError
+from tether.errors import (
+    ConfigError,
+    FinalError,
+    Interrupted,
+    LostLease,
+    NotFound,
+    OperatorNeeded,
+    TetherError,
+    UncertainError,
+)
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger, MappingRow
+from tether.persistence.vault import Vault
+from tether.sealed import masked
 from tether.settings import Settings
 
 LOG = logging.getLogger(__name__)
 
 #: Seconds of waiting that are not passed over in silence.
 LONG_WAIT = 2.0
+#: The name of a mapping's sealed connection.
+CONNECTION = "connection"
 
 
 def describe(step: str, error: BaseException | None) -> dict[str, Any]:
     """Return an error as the job's row keeps it."""
+    code, text, resource, hint = "unexpected", "unknown", "", "please report this"
     if isinstance(error, TetherError):
-        return {
-            "step": step,
-            "code": error.code,
-            "message": error.message,
-            "resource": error.resource,
-            "hint": error.hint,
-        }
-    text = f"{type(error).__name__}: {error}" if error is not None else "unknown"
-    return {"step": step, "code": "unexpected", "message": text, "resource": "", "hint": "please report this"}
+        code, text, resource, hint = error.code, error.message, error.resource, error.hint
+    elif error is not None:
+        text = f"{type(error).__name__}: {error}"
+    found: dict[str, Any] = masked({"step": step, "code": code, "message": text, "resource": resource, "hint": hint})
+    return found
 
 
 @dataclass(frozen=True)
 class Toolbox:
-    """The adapters and the ledger: all that a step may touch."""
+    """The adapters and the ledger: all that a step may touch.
+
+    Args:
+        vault: seals what later steps need again; None where nothing is kept.
+    """
 
     cinder: Cinder
     host: Host
@@ -51,9 +66,10 @@ class Toolbox:
     leases: Leases
     clock: Clock
     settings: Settings
+    vault: Vault | None = None
 
 
-def _only_looked_at(**_values: Any) -> None:
+def _only_looked_at(*_names: Any, **_values: Any) -> None:
     """Stand in a run that carries nothing out: a plan's."""
     raise RuntimeError("a run that is only looked at stores nothing")
 
@@ -69,6 +85,7 @@ class Run:
         undoing: names of the steps inside whose undo an earlier run was cut off.
         orderly: the earlier run stopped by itself, with every answer known.
         store: makes columns of the job's row durable at once; ``note`` makes them so with what is stored next.
+        keep: makes a sealed secret of the job durable, by its name, with what is stored next.
         ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
     """
 
@@ -85,6 +102,7 @@ class Run:
     orderly: bool = False
     store: Callable[..., None] = _only_looked_at
     note: Callable[..., None] = _only_looked_at
+    keep: Callable[[str, str], None] = _only_looked_at
     futures: list[Future[Any]] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
     error: Mapping[str, Any] | None = None
@@ -236,15 +254,20 @@ class Run:
         return row
 
     def remember(self, connection: Connection) -> None:
-        """Keep the connection in this process's memory; it is never stored."""
+        """Keep the connection of this attach: in memory, and sealed before the next step's effect."""
+        if self.tools.vault is not None:
+            self.keep(CONNECTION, self.tools.vault.seal(wire.dump(connection)))
         self._connection = connection
 
     def connection(self, attachment_id: str, connector: Connector) -> Connection:
-        """Return the connection: remembered, or read again from Cinder.
+        """Return the connection: remembered, as the attach has sealed it, or read again from Cinder.
 
         Raises:
             FinalError: Cinder has no connection info for the attachment.
+            OperatorNeeded: it is sealed with a key that is not here.
         """
+        if self._connection is None:
+            self._connection = self._sealed_connection()
         if self._connection is None:
             if self.job.params.dialect == "legacy":
                 self._connection = self.tools.cinder.initialize_connection(self.job.volume_id, connector)
@@ -257,6 +280,28 @@ class Run:
                 hint=f"roll the job back with: tether job abort {self.job.id}",
             )
         return self._connection
+
+    def _sealed_connection(self) -> Connection | None:
+        vault, ledger = self.tools.vault, self.tools.ledger
+        attach = self.job.id
+        if vault is None:
+            return None
+        if self.job.kind != "attach":
+            mapping = ledger.mapping(self.job.volume_id, self.job.server_id)
+            if mapping is None:
+                return None
+            attach = mapping.job_id
+        text = ledger.secret(attach, CONNECTION)
+        if text is None:
+            return None
+        try:
+            return wire.load(vault.open(text))
+        except ConfigError as error:
+            raise OperatorNeeded(
+                error.message,
+                resource=f"volume {self.job.volume_id}",
+                hint=f"{error.hint}, then: tether job resume {self.job.id}",
+            ) from error
 
     @contextmanager
     def server_lease(self) -> Iterator[None]:

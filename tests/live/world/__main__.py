@@ -40,6 +40,9 @@ initiator_name = {initiator}
 my_ip = 127.0.0.1
 host_name = live
 lock_path = {world.directory}/locks
+
+[secrets]
+key_file = {world.directory}/keys
 """
 
 

@@ -6,7 +6,9 @@ attachment_update``), so only their id and connection_info may be believed. Stat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from tether.adapters.cinder.model import Attachment, Connection, Encryption, Volume
@@ -82,6 +84,18 @@ def connection(body: Mapping[str, Any] | None) -> Connection | None:
         physical_block_size=_number(data.get("physical_block_size")),
         auth=bool(data.get("auth_method")) or data.get("auth_enabled") is True,
     )
+
+
+def dump(connection: Connection) -> Sealed[str]:
+    """Return the whole connection as text, for the vault."""
+    facts = {item.name: getattr(connection, item.name) for item in fields(connection)}
+    return Sealed(json.dumps(facts | {"data": connection.data.open(), "qos_specs": dict(connection.qos_specs)}))
+
+
+def load(text: Sealed[str]) -> Connection:
+    """Return the connection that :func:`dump` wrote."""
+    facts = json.loads(text.open())
+    return Connection(**(facts | {"data": Sealed(facts["data"])}))
 
 
 def exported(body: Mapping[str, Any] | None) -> Connection:

@@ -21,7 +21,7 @@ from tether.adapters.host.model import Device, HostIdentity, from_json
 from tether.adapters.host.network import NetworkHost
 from tether.adapters.host.places import Places, own_initiator, read_identity
 from tether.errors import ConfigError, FinalError, UncertainError
-from tether.sealed import Sealed
+from tether.sealed import Sealed, scrub, secrets_in
 from tether.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -116,8 +116,8 @@ class BrickHost:
             settle=self._settings.host_settle,
         )
         LOG.info("host %s took %.2f s, exit status %s", subject, time.monotonic() - started, ended.status)
-        secrets = errors.secrets_in(words)
-        for line in errors.scrub(ended.log.decode(errors="replace"), secrets).splitlines():
+        secrets = secrets_in(words)
+        for line in scrub(ended.log.decode(errors="replace"), secrets).splitlines():
             LOG.debug("host %s: %s", verb, line)
         answer = _read(ended.answer)
         if "error" in answer:

@@ -7,13 +7,11 @@ is left (``clean``). Without that proof everything is uncertain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any
 
 from tether.errors import ConfigError, FinalError, NotFound, TetherError, UncertainError
-from tether.sealed import MASK
 
 
 class Verdict(StrEnum):
@@ -79,7 +77,6 @@ _KINDS: dict[str, type[TetherError]] = {
     kind.code: kind for kind in (FinalError, UncertainError, ConfigError, NotFound, TetherError)
 }
 
-_SECRET_WORDS = ("password", "secret", "passphrase", "keyring", "token")
 _LONGEST = 300
 
 
@@ -161,28 +158,3 @@ def from_json(data: Mapping[str, str]) -> TetherError:
     """Return the error that :func:`as_json` wrote; one of an unknown code is uncertain."""
     kind = _KINDS.get(data["code"], UncertainError)
     return kind(data["message"], resource=data["resource"], hint=data["hint"])
-
-
-def secrets_in(data: Any) -> list[str]:
-    """Return every text in connection data that is a secret, the longest first."""
-    found: set[str] = set()
-
-    def walk(value: Any, secret: bool) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(inner, secret or any(word in str(key).lower() for word in _SECRET_WORDS))
-        elif isinstance(value, (list, tuple)):
-            for inner in value:
-                walk(inner, secret)
-        elif secret and isinstance(value, str) and value:
-            found.add(value)
-
-    walk(data, False)
-    return sorted(found, key=len, reverse=True)
-
-
-def scrub(text: str, secrets: Iterable[str]) -> str:
-    """Return the text with every secret masked."""
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-    return text

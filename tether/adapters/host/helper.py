@@ -27,6 +27,7 @@ from tether.adapters.host.local import LocalHost
 from tether.adapters.host.model import as_json
 from tether.adapters.host.places import Places
 from tether.errors import TetherError
+from tether.sealed import scrub, secrets_in
 from tether.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -74,11 +75,11 @@ def main(requests: FileIO, answers: TextIO) -> None:
     line = requests.readline()
     threading.Thread(target=_end_with, args=(requests,), daemon=True).start()
     asked = json.loads(line)
-    secrets = errors.secrets_in(asked["words"])
+    secrets = secrets_in(asked["words"])
     try:
         answer = {"result": carry_out(asked)}
     except TetherError as error:
-        answer = {"error": {key: errors.scrub(text, secrets) for key, text in errors.as_json(error).items()}}
+        answer = {"error": {key: scrub(text, secrets) for key, text in errors.as_json(error).items()}}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
