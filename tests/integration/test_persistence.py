@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from tests.integration.books import Books, a_job, a_mapping, forked, opened
+from tether import faults
 from tether.errors import ConfigError, ConflictError, HeldError, NotFound, UncertainError
 from tether.persistence import schema
 from tether.persistence.database import Database
@@ -41,6 +42,21 @@ def test_an_upgrade_may_be_repeated(url: str) -> None:
         assert upgrade(books.database) == (schema.HEAD, schema.HEAD)
         books.database.check()
         assert len(books.ledger.list_jobs()) == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_upgrade_that_is_killed_leaves_all_or_nothing_and_is_repeated(url: str, moment: str) -> None:
+    def bring_up() -> None:
+        faults.arm(f"commit.upgrade.{moment}=kill")
+        with opened(url):
+            pass
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(bring_up), 0)[1]) == -9
+    with opened(url, ready=False) as books:
+        assert books.database.version() == (None if moment == "before" else schema.HEAD)
+        assert sa.inspect(books.database.engine).has_table("tether_jobs") == (moment == "after")
+        assert upgrade(books.database)[1] == schema.HEAD
+        books.database.check()
 
 
 def test_two_upgrades_at_a_time_make_one_schema(url: str) -> None:

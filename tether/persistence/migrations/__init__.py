@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from tether import faults
 from tether.errors import ConfigError
 from tether.persistence import schema
 from tether.persistence.database import Database
@@ -38,4 +39,6 @@ def upgrade(database: Database) -> tuple[str | None, str]:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        faults.point("commit.upgrade.before")
+    faults.point("commit.upgrade.after")
     return before, schema.HEAD
