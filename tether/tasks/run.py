@@ -52,7 +52,7 @@ def _only_looked_at(**_values: Any) -> None:
     raise RuntimeError("a run that is only looked at stores nothing")
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of one job: from the start, a resume, or an abort.
 
