@@ -139,10 +139,12 @@ class Runner:
 
         Raises:
             UsageError: this is not the place where the job was made.
+            ConflictError: this release does not know the job's version.
             HeldError: a runner works on it.
         """
         if not job.open:
             return job
+        self.parts(job.kind, job.version)  # refused before anything is taken
         self._same_place(job)
         return self._take_up(job, lambda _run, _connection: None, fenced=fenced)
 
@@ -299,6 +301,7 @@ class Runner:
             details = self.logbook.flows(job.id) if job.attempts > 1 else []
             atoms = [atom for detail in details for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
+            run.begun = {atom.name for atom in atoms if atom.state != states.PENDING}
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
             if not run.orderly:
                 run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
@@ -352,7 +355,17 @@ class Runner:
         if detail is None:
             detail = models.FlowDetail(part.name, uuidutils.generate_uuid())
             connection.update_flow_details(detail)
-        engine = StepEngine(plan_of(part, run.job.params), run, detail, connection.backend, self.pool)
+        plan = plan_of(part, run.job.params)
+        unknown = sorted(atom.name for atom in detail if atom.name not in plan.steps)
+        if unknown:
+            # TaskFlow would leave them as they are, and their effects for ever.
+            error = OperatorNeeded(
+                f"job {run.job.id} has steps that this release does not know: {', '.join(unknown)}",
+                resource=f"job {run.job.id}",
+                hint="resume it with the release that made it",
+            )
+            raise Blocked(unknown[0], error, undoing=False)
+        engine = StepEngine(plan, run, detail, connection.backend, self.pool)
         if self.watch is not None:
             engine.atom_notifier.register("*", self._watcher(run))
         try:
@@ -378,7 +391,7 @@ class Runner:
         details = {detail.name: detail for detail in self.logbook.flows(job.id)}
         for part in self.parts(job.kind, job.version):
             detail = details.get(part.name)
-            if not part.revertible and detail is not None:
+            if not part.revertible:  # begun or not: what is before it is done
                 raise ConflictError(
                     f"job {job.id} is past its pivot: it only goes forward",
                     resource=f"job {job.id}",

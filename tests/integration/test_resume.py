@@ -1,0 +1,196 @@
+"""What a job does that was left in each state that TaskFlow knows, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from taskflow import states
+from taskflow.persistence import models
+
+from tests.integration.books import Books, a_job
+from tests.integration.own import Did, Jobs, own_jobs, part
+from tether.errors import ConflictError, FinalError, HeldError, Interrupted
+from tether.flows.registry import parts as known_parts
+from tether.persistence import schema
+from tether.persistence.ledger import Job
+from tether.runner.engine import EXECUTED, REVERTED, StepExecutor, plan_of
+from tether.tasks.run import Run
+
+A, B, C = "a", "b", "c"
+
+
+@pytest.fixture
+def jobs(books: Books) -> Iterator[Jobs]:
+    with own_jobs(books) as made:
+        yield made
+
+
+def rewrite(jobs: Jobs, job: Job, **columns: str) -> None:
+    """Change how a job's flow is stored."""
+    with jobs.books.database.write() as connection:
+        connection.execute(sa.update(schema.flows).where(schema.flows.c.job_id == job.id).values(**columns))
+
+
+def flow_state(jobs: Jobs, job: Job) -> list[str]:
+    return [str(flow.state) for flow in jobs.books.logbook.flows(job.id)]
+
+
+# -- forward -------------------------------------------------------------------------------------------------
+
+
+def test_cut_off_in_a_step_it_is_looked_for_and_done_again(jobs: Jobs) -> None:
+    job = jobs.cut_off(part("f", A, B, C), at="b act")
+    assert (job.state, job.runner) == ("running", None)
+    assert jobs.did == ["a act", "b act"]
+    assert jobs.runner.resume(job).state == "attached"
+    assert jobs.did == ["b look", "b act", "c act"]
+
+
+def test_cut_off_between_two_steps_it_goes_on_with_the_next(jobs: Jobs) -> None:
+    """The first one's success is durable, and the next one's intent is not."""
+    job = jobs.cut_off(part("f", A, B), at="b act")
+    assert jobs.stored(job) == {"a": states.SUCCESS, "b": states.RUNNING}
+    text = jobs.books.rows("SELECT steps FROM tether_flows")[0][0]
+    rewrite(jobs, job, steps=text[: text.index(',{"name":"b/1"')] + "]")
+    assert jobs.stored(job) == {"a": states.SUCCESS}
+    assert jobs.did == ["a act", "b act"]
+    assert jobs.runner.resume(job).state == "attached"
+    assert jobs.did == ["b act"]
+
+
+@pytest.mark.parametrize("state", [states.PENDING, states.RUNNING, states.SUSPENDED, states.FAILURE])
+def test_whatever_the_flow_was_called_only_what_is_not_done_runs(jobs: Jobs, state: str) -> None:
+    job = jobs.cut_off(part("f", A, B, C), at="b act")
+    rewrite(jobs, job, state=state)
+    assert jobs.did == ["a act", "b act"]
+    assert jobs.runner.resume(job).state == "attached"
+    assert jobs.did == ["b look", "b act", "c act"]
+    assert flow_state(jobs, job) == [states.SUCCESS]
+
+
+@pytest.mark.parametrize("state", [states.SUSPENDING, states.RESUMING, states.REVERTING, "UNKNOWN"])
+def test_what_an_engine_only_goes_through_is_never_stored(books: Books, state: str) -> None:
+    _job, lease = books.held_job(id="j")
+    connection = books.logbook.backend(lease).get_connection()
+    flow = models.FlowDetail("f", "f")
+    flow.state = state
+    connection.update_flow_details(flow)
+    connection.write({})
+    assert books.rows("SELECT state FROM tether_flows") == [(states.PENDING,)]
+
+
+def test_a_flow_that_is_done_is_not_run_again(jobs: Jobs) -> None:
+    """Cut off in the second flow: nothing of the first is called."""
+    job = jobs.cut_off(part("f", A), part("g", B, forward=True), at="b act")
+    assert jobs.did == ["a act", "b act"]
+    assert jobs.runner.resume(job).state == "detached"
+    assert jobs.did == ["b look", "b act"]
+
+
+def test_a_step_that_is_done_again_and_fails_is_undone_like_any_other(jobs: Jobs) -> None:
+    job = jobs.cut_off(part("f", A, B, C), at="b act")
+    Did.raises = {"b act": FinalError("no")}
+    assert jobs.did == ["a act", "b act"]
+    assert jobs.runner.resume(job).state == "rolled-back"
+    assert jobs.did == ["b look", "b act", "b undo", "a undo"]
+
+
+# -- backward ------------------------------------------------------------------------------------------------
+
+
+def test_cut_off_in_an_undo_it_is_undone_again_and_what_never_ran_is_not(jobs: Jobs) -> None:
+    job = jobs.cut_off(part("f", A, B, C), at="a undo", **{"b act": FinalError("no")})
+    assert jobs.did == ["a act", "b act", "b undo", "a undo"]
+    assert jobs.stored(job) == {"a": states.REVERTING, "b": states.REVERTED, "c": states.PENDING}
+    assert jobs.runner.resume(job).state == "rolled-back"
+    assert jobs.did == ["a undo"]
+
+
+def test_an_undo_that_failed_is_taken_up_again(jobs: Jobs) -> None:
+    raises = {"c act": FinalError("no"), "b undo": HeldError("busy")}
+    job = jobs.run(part("f", A, B, C), raises=raises)
+    assert (job.state, job.step) == ("blocked", "b/1")
+    assert jobs.did == ["a act", "b act", "c act", "c undo", "b undo"]
+    assert jobs.stored(job) == {"a": states.SUCCESS, "b": states.REVERTING, "c": states.REVERTED}
+    assert jobs.runner.resume(job).state == "rolled-back"
+    assert jobs.did == ["b undo", "a undo"]
+
+
+def test_cut_off_between_the_last_undo_and_the_end_it_is_not_run_from_its_start(jobs: Jobs) -> None:
+    job = jobs.run(part("f", A, B), raises={"b act": FinalError("no")})
+    assert jobs.did == ["a act", "b act", "b undo", "a undo"]
+    with jobs.books.database.write() as connection:
+        connection.execute(sa.update(schema.jobs).values(state="running", open_volume=job.volume_id, finished_at=None))
+    job = jobs.books.ledger.job(job.id)
+    assert flow_state(jobs, job) == [states.REVERTED]
+    assert jobs.runner.resume(job).state == "rolled-back"
+    assert jobs.did == []
+
+
+# -- siblings ------------------------------------------------------------------------------------------------
+
+
+def test_siblings_in_flight_when_the_engine_was_left_are_looked_for(jobs: Jobs) -> None:
+    job = jobs.cut_off(part("f", A, B, C, chained=False), at="b act")
+    assert sorted(jobs.did) == ["a act", "b act", "c act"]
+    stored = jobs.stored(job)
+    assert stored["b"] == states.RUNNING
+    assert jobs.runner.resume(job).state == "attached"
+    again = [name for name, state in stored.items() if state == states.RUNNING]
+    assert sorted(jobs.did) == sorted([*(f"{name} look" for name in again), *(f"{name} act" for name in again)])
+
+
+def test_what_never_began_is_not_undone_although_taskflow_reverts_it(jobs: Jobs) -> None:
+    """TaskFlow reverts, all at once, what was about to begin when a step beside it failed."""
+    plan = plan_of(part("f", A, B), a_job().params)
+    run = Run(jobs.runner.tools, a_job())
+    executor = StepExecutor(run, plan.alone, jobs.runner.pool)
+    first, second = sorted((step for step, _data in plan.flow.iter_nodes()), key=lambda step: step.name)
+    assert executor.execute_task(first, "1", {}).result() == (EXECUTED, {"made": "a"})
+    for step in (first, second):
+        assert executor.revert_task(step, "1", {}, None, {}).result() == (REVERTED, None)
+    assert jobs.did == ["a act", "a undo"]
+
+
+# -- the pivot -----------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_first_flow_is_done_only_goes_forward(jobs: Jobs) -> None:
+    """Also where the second flow has left no trace yet."""
+    job = jobs.cut_off(part("f", A), part("g", B, forward=True), at="b act")
+    with jobs.books.database.write() as connection:
+        connection.execute(sa.delete(schema.flows).where(schema.flows.c.name == "g"))
+    with pytest.raises(ConflictError, match="past its pivot"):
+        jobs.runner.abort(job)
+    assert jobs.books.ledger.job(job.id) == job
+    assert jobs.runner.resume(job).state == "detached"
+
+
+# -- versions ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_of_an_unknown_version_is_refused_and_left_as_it_is(jobs: Jobs) -> None:
+    job = jobs.run(part("f", A, B), raises={"b act": Interrupted("cut off")}, version=99)
+    jobs.runner.parts = known_parts
+    for verb in (jobs.runner.resume, jobs.runner.abort):
+        with pytest.raises(ConflictError, match="does not know attach version 99") as caught:
+            verb(job)
+        assert "the release that made it" in caught.value.hint
+        assert jobs.books.ledger.job(job.id) == job
+
+
+def test_a_flow_that_no_longer_has_a_stored_step_is_not_run(jobs: Jobs) -> None:
+    """Renamed or removed without a new version: TaskFlow would forget its effect."""
+    job = jobs.cut_off(part("f", A, B, C), at="c act")
+    assert jobs.did == ["a act", "b act", "c act"]
+    jobs.parts = (part("f", A, "renamed", C),)
+    blocked = jobs.runner.resume(job)
+    assert (blocked.state, jobs.did) == ("blocked", [])
+    assert blocked.error is not None
+    assert "b/1" in blocked.error["message"]
+    assert "the release that made it" in blocked.error["hint"]
+    jobs.parts = (part("f", A, B, C),)
+    assert jobs.runner.resume(blocked).state == "attached"
+    assert jobs.did == ["c look", "c act"]
