@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,19 @@ def test_what_never_began_is_not_undone_although_taskflow_reverts_it(jobs: Jobs)
     for atom in (first, second):
         assert executor.revert_task(atom, "1", {}, None, {}).result() == (REVERTED, None)
     assert jobs.did == ["a act", "a undo"]
+
+
+def test_nor_is_it_after_an_interruption(jobs: Jobs) -> None:
+    job = jobs.cut_off(part("f", A, B), at="a undo", **{"a act": FinalError("no")})
+    assert jobs.did == ["a act", "a undo"]
+    text = jobs.books.rows("SELECT steps FROM tether_flows")[0][0]
+    (first,) = (found for found in json.loads(text) if found["name"] == "a/1")
+    never = first | {"name": "b/1", "uuid": "b", "history": [[states.REVERTING, 1.0]]}
+    del never["failure"]
+    rewrite(jobs, job, steps=json.dumps([first, never]))
+    assert jobs.runner.resume(job).state == "rolled-back"
+    assert jobs.did == ["a undo"]
+    assert jobs.stored(job) == {"a": states.REVERTED, "b": states.REVERTED}
 
 
 # -- results -------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ LOG = logging.getLogger(__name__)
 DONE = {"attach": "attached", "detach": "detached"}
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
+#: States of a step that say: it has begun.
+BEGUN = (states.RUNNING, states.SUCCESS, states.FAILURE)
 #: How many steps of all jobs may be under way in threads of their own.
 POOL = 16
 
@@ -301,7 +303,7 @@ class Runner:
             details = self.logbook.flows(job.id) if job.attempts > 1 else []
             atoms = [atom for detail in details for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
-            run.begun = {atom.name for atom in atoms if atom.state != states.PENDING}
+            run.begun = {atom.name for atom in atoms if any(state in BEGUN for state, _since in atom.history)}
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
             if not run.orderly:
                 run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
