@@ -36,3 +36,22 @@ def attached(sim: SimWorld) -> SimWorld:
     done = run(sim, "attach", "vol1", "guest1")
     assert done.code == DONE, done.err
     return sim
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many of TaskFlow's own persistence tests ran on the logbook."""
+    ran = [
+        report.nodeid
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if "test_taskflow_suite.py::test_taskflows_own[" in report.nodeid and report.when == "call"
+    ]
+    if ran:
+        from tests.integration.test_taskflow_suite import KNOWN, NOT_OURS
+
+        terminalreporter.section("TaskFlow's own persistence tests")
+        for database in ("sqlite", "postgresql"):
+            count = sum(database in name for name in ran)
+            terminalreporter.write_line(f"{database}: {count} of {KNOWN} run, {len(NOT_OURS)} do not apply")
+        for name, reason in sorted(NOT_OURS.items()):
+            terminalreporter.write_line(f"      {name}: {reason}")

@@ -117,6 +117,20 @@ def test_who_was_quicker_has_it(books: Books) -> None:
     assert books.leases.take(job, {}) is None, "the row was read before that"
 
 
+@pytest.mark.parametrize("went_on", [{"step": "next/1"}, {"state": "attached", "open_volume": None, "runner": None}])
+def test_a_job_whose_owner_went_on_before_it_died_is_read_again(books: Books, went_on: dict[str, Any]) -> None:
+    """It may be past its pivot by then, or at its end: what was decided before holds no more."""
+    job, lease = books.held_job(books.another(**EARLIER), id="j")
+    books.logbook.backend(lease).get_connection().write(went_on)
+    assert books.leases.take(job, {"state": "running"}) is None
+    assert {
+        name: getattr(books.ledger.job("j"), name) for name in ("generation", *went_on) if name != "open_volume"
+    } == {
+        "generation": 1,
+        **{name: value for name, value in went_on.items() if name != "open_volume"},
+    }
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_who_takes_over_ends_the_old_runner_and_its_children_first(
     books: Books, tmp_path: Path, *, stopped: bool

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from typing import Any
@@ -24,6 +25,7 @@ from tether.runner.jobs import Runner
 from tether.runner.world import World, open_world
 from tether.settings import Settings
 from tether.sim.world import fit
+from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 
@@ -301,6 +303,23 @@ class MeetsFirst(Meets):
 def test_steps_without_an_edge_run_in_parallel(jobs: Jobs) -> None:
     Meets.both.reset()
     assert jobs.run(MeetsFirst, MeetsToo, chained=False).state == "attached"
+
+
+def test_many_jobs_at_a_time_of_one_runner(jobs: Jobs, did: list[str]) -> None:
+    """Runs that look alike, and change while others are compared with them, must not be taken for each other."""
+    job = jobs.run(First, Second, chained=True)
+    tools = jobs.runner.tools
+    assert Run(tools, job) != Run(tools, job), "a list compares while it removes one, and meanwhile another is removed"
+
+    def many(_thread: int) -> list[str]:
+        made = [jobs.runner.add(a_job(place=jobs.runner.place())) for _ in range(12)]
+        return [jobs.runner.run(job).state for job in made]
+
+    with ThreadPoolExecutor(6) as pool:
+        ended = [state for found in pool.map(many, range(6)) for state in found]
+    assert ended == ["attached"] * 72
+    assert jobs.runner.runs == []
+    assert len(did) == 2 * 73
 
 
 class Refuses(Own):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from taskflow import exceptions, states
 from taskflow.persistence import models
 
 from tether import faults
 from tether.clock import SystemClock
-from tether.errors import FinalError
+from tether.errors import FinalError, UncertainError
 from tether.persistence.database import Database
-from tether.persistence.journal import Lease
+from tether.persistence.journal import Entry, Lease
 from tether.persistence.ledger import Job, Ledger, Params, Place
 from tether.persistence.logbook import JobConnection, Logbook
 from tether.persistence.migrations import upgrade
@@ -166,3 +169,52 @@ def test_another_jobs_flows_are_not_seen(logbook: Logbook, connection: JobConnec
     put(connection, flow, "a/1", states.RUNNING)
     assert logbook.flow("another", "attach") is None
     assert logbook.flows("another") == []
+
+
+def test_an_older_state_never_replaces_a_newer_one(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heart flushes while the engine comes to its next barrier: two threads write one flow."""
+    put(connection, flow, "a/1", states.RUNNING)
+    put(connection, flow, "a/1", states.SUCCESS)
+    taken, newer = threading.Event(), threading.Event()
+    write = logbook.journal.write
+
+    def slow(entry: Entry) -> None:
+        if threading.current_thread().name == "heart":
+            taken.set()
+            newer.wait(0.3)
+        write(entry)
+
+    monkeypatch.setattr(logbook.journal, "write", slow)
+    heart = threading.Thread(target=connection.flush_due, name="heart")
+    heart.start()
+    assert taken.wait(20)
+    put(connection, flow, "b/1", states.RUNNING)
+    newer.set()
+    heart.join(20)
+    assert stored(logbook) == {"a/1": states.SUCCESS, "b/1": states.RUNNING}
+
+
+def test_who_shared_a_commit_that_failed_is_told(logbook: Logbook) -> None:
+    """Whatever it failed with: what was rolled back must not count as durable."""
+    first, second = (Entry(Lease(JOB, 1, 30.0), values) for values in ({"state": None}, {"step": "x"}))
+    with pytest.raises(sa.exc.IntegrityError):
+        logbook.journal._commit([first, second])
+    for entry in (first, second):
+        assert isinstance(entry.error, UncertainError)
+        assert entry.done
+
+
+def test_a_flow_that_could_not_be_written_stays_to_be_written(
+    logbook: Logbook, connection: JobConnection, flow: models.FlowDetail
+) -> None:
+    atom = next(iter(flow))
+    unsayable: dict[str, Any] = {"a": object()}
+    atom.meta, atom.state = unsayable, states.SUCCESS
+    connection.update_atom_details(atom)
+    with pytest.raises(TypeError):
+        connection.write({})
+    atom.meta = {}
+    connection.write({})
+    assert stored(logbook) == {"a/1": states.SUCCESS}

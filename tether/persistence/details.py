@@ -8,6 +8,8 @@ refused.
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +23,11 @@ from tether.sealed import masked
 
 #: TaskFlow's kinds of atoms, as they are stored.
 KINDS = {"task": models.TaskDetail, "retry": models.RetryDetail}
+#: Bits of the largest integer that is stored; Python refuses to read much longer ones.
+LONGEST = 10_000
+#: Shows what cannot be stored: at a bounded length, and even what raises when it is shown.
+SHOWN = reprlib.Repr()
+SHOWN.maxother = 1000
 
 
 def is_untouched(atom: models.AtomDetail) -> bool:
@@ -109,15 +116,28 @@ def _failure(failure: Failure) -> dict[str, Any]:
     step running for ever. Their text is kept instead.
     """
     data: dict[str, Any] = failure.to_dict(include_args=False)
-    data["exc_args"] = [argument if _is_plain(argument) else repr(argument) for argument in failure.exception_args]
+    data["exc_args"] = [
+        argument if _is_plain(argument) else SHOWN.repr_instance(argument, 0) for argument in failure.exception_args
+    ]
     data["causes"] = [_failure(cause) for cause in failure.causes]
     found: dict[str, Any] = masked(data)
     return found
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True if JSON gives the value back as it was."""
+    """Return True if JSON gives the value back as it was, in kind too."""
     try:
-        return bool(json.loads(json.dumps(value)) == value)
-    except (TypeError, ValueError):
+        return _walk(value)
+    except RecursionError:  # inside itself, or too deep to be written
         return False
+
+
+def _walk(value: Any) -> bool:
+    kind = type(value)
+    if kind is list:
+        return all(_walk(item) for item in value)
+    if kind is dict:
+        return all(type(key) is str and _walk(item) for key, item in value.items())
+    if kind is float:
+        return math.isfinite(value)
+    return kind in {str, bool, type(None)} or (kind is int and value.bit_length() <= LONGEST)

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tether.errors import Interrupted, LostLease, TetherError
+from tether.errors import Interrupted, LostLease, TetherError, UncertainError
 from tether.persistence.database import Database, Prepared
 from tether.persistence.schema import flows, jobs, secrets
 
@@ -87,9 +87,13 @@ class Journal:
             with self._database.write() as connection:
                 for entry in batch:
                     self._put(connection, entry)
-        except TetherError as error:
+        except BaseException as error:
+            # Whatever it was: nothing of the batch is there, and none of those who wait may take it for durable.
+            told = error if isinstance(error, TetherError) else UncertainError(f"the commit failed: {error}")
             for entry in batch:
-                entry.error = entry.error or error
+                entry.error = entry.error or told
+            if told is not error:
+                raise
         finally:
             for entry in batch:
                 entry.done = True

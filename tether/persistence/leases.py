@@ -45,7 +45,7 @@ class Leases:
         The owner of a lapsed lease is ended first, with its children, so that nothing of it is still under way.
 
         Args:
-            job: as it was read; None is returned if somebody was quicker to take it since.
+            job: as it was read; None is returned if somebody was quicker to take it since, or its owner went on.
             values: columns of the job's row that change with it.
             fenced: the owner's host or container is known to be down for good, which nothing here can show.
 
@@ -55,8 +55,13 @@ class Leases:
         if job.runner is not None and not self._end(job.runner, job.expires_at or 0.0, fenced=fenced):
             raise held(f"job {job.id}", str(job.runner), job.id)
         changes = {"runner": self.me.dump(), "generation": job.generation + 1, "asked": None}
+        # As it was read: an owner that died since may have gone on, past its pivot or to the job's end, before it did.
+        unchanged = sa.and_(
+            jobs.c.id == job.id, jobs.c.generation == job.generation, jobs.c.updated_at == job.updated_at
+        )
         with self._database.write() as connection:
-            if not fence(connection, Lease(job.id, job.generation, self.ttl), {**values, **self.renewal, **changes}):
+            taken = connection.execute(sa.update(jobs).where(unchanged).values({**values, **self.renewal, **changes}))
+            if taken.rowcount != 1:
                 return None
             if job.runner is not None:  # it lets go of the server too
                 connection.execute(sa.delete(leases).where(leases.c.token == job.runner.token))

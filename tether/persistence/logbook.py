@@ -93,6 +93,9 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
         self._secrets: dict[str, str] = {}
         self._values: dict[str, Any] = {}
         self._lock = threading.Lock()
+        # Held from the moment at which something is taken to be written until it is: what was taken first is written
+        # first, or an older state would replace a newer one.
+        self._writing = threading.Lock()
         #: Called when something is flushed only if somebody calls :meth:`flush_due`.
         self.on_lag: Callable[[], None] = lambda: None
 
@@ -166,6 +169,10 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
             LostLease: another runner has taken the job over.
             UncertainError: the database does not answer.
         """
+        with self._writing:
+            self._write(values, what, intent=intent)
+
+    def _write(self, values: Mapping[str, Any], what: str, *, intent: bool) -> None:
         now = self._logbook.clock.time()
         with self._lock:
             dirty = [flow for flow in self._flows.values() if flow.dirty]
@@ -287,7 +294,6 @@ class _Flow:
 
     def take(self) -> dict[str, Any]:
         """Return the row to be written; what changes from here on makes the flow dirty again."""
-        self.dirty = False
         texts = []
         for key, atom in self._atoms.items():
             text = self._texts.get(key)
@@ -295,6 +301,7 @@ class _Flow:
                 text = self._texts[key] = "" if is_untouched(atom) else encode_atom(atom, self._history[key])
             if text:
                 texts.append(text)
+        self.dirty = False
         return {**self._row, "state": self._state, "meta": self._meta, "steps": f"[{','.join(texts)}]"}
 
 

@@ -35,12 +35,14 @@ class Plan:
     """One flow, compiled.
 
     Args:
+        steps: names of the steps.
         effects: names of the steps that have an effect: their start is durable before it.
         alone: names of the steps beside which no other can be under way; they need no thread of their own.
     """
 
     flow: Any
     compiler: Any
+    steps: frozenset[str]
     effects: frozenset[str]
     alone: frozenset[str]
 
@@ -64,7 +66,8 @@ def _plan(part: Part, case: Params) -> Plan:
         for step in graph
         if len(nx.ancestors(graph, step)) + len(nx.descendants(graph, step)) + 1 == len(graph)
     }
-    return Plan(flow, compiled, frozenset(step.name for step in graph if step.book), frozenset(alone))
+    steps = frozenset(step.name for step in graph)
+    return Plan(flow, compiled, steps, frozenset(step.name for step in graph if step.book), frozenset(alone))
 
 
 class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
@@ -97,6 +100,7 @@ class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
     def execute_task(
         self, task: Step, task_uuid: str, arguments: dict[str, Any], progress_callback: Any = None
     ) -> Future[Any]:
+        self._run.begun.add(task.name)
         return self._start(task, EXECUTED, lambda step: step.execute(**arguments))
 
     def revert_task(  # noqa: PLR0917 - as TaskFlow calls it
@@ -108,14 +112,18 @@ class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
         failures: Any,
         progress_callback: Any = None,
     ) -> Future[Any]:
+        if task.name not in self._run.begun:
+            # TaskFlow also reverts, and all at once, what was about to begin when a step beside it failed: an undo of
+            # what never was, beside or after that of what it needs.
+            return self._start(task, REVERTED, lambda _step: None, at_once=True)
         return self._start(task, REVERTED, lambda step: step.revert(result, failures, **arguments))
 
-    def _start(self, task: Step, outcome: str, work: Callable[[Step], Any]) -> Future[Any]:
+    def _start(self, task: Step, outcome: str, work: Callable[[Step], Any], *, at_once: bool = False) -> Future[Any]:
         step = self._steps.get(task.name)
         if step is None:
             step = self._steps[task.name] = task.bound(self._run)
         future: Future[Any]
-        if task.name in self._alone:
+        if at_once or task.name in self._alone:
             future = Future()
             future.set_result((outcome, _judged(step, outcome, work)))
         else:

@@ -44,6 +44,8 @@ LOG = logging.getLogger(__name__)
 DONE = {"attach": "attached", "detach": "detached"}
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
+#: States of a step that say: it has begun.
+BEGUN = (states.RUNNING, states.SUCCESS, states.FAILURE)
 #: How many steps of all jobs may be under way in threads of their own.
 POOL = 16
 
@@ -143,6 +145,7 @@ class Runner:
 
         Raises:
             UsageError: this is not the place where the job was made.
+            ConflictError: this release does not know the job's version.
             HeldError: a runner works on it.
         """
         if not job.open:
@@ -344,6 +347,7 @@ class Runner:
             details = self.logbook.flows(job.id) if job.attempts > 1 else []
             atoms = [atom for detail in details for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
+            run.begun = {atom.name for atom in atoms if any(state in BEGUN for state, _since in atom.history)}
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
             if not run.orderly:
                 run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
@@ -397,7 +401,17 @@ class Runner:
         if detail is None:
             detail = models.FlowDetail(part.name, uuidutils.generate_uuid())
             connection.update_flow_details(detail)
-        engine = StepEngine(plan_of(part, run.job.params), run, detail, connection.backend, self.pool)
+        plan = plan_of(part, run.job.params)
+        unknown = sorted(atom.name for atom in detail if atom.name not in plan.steps)
+        if unknown:
+            # TaskFlow would leave them as they are, and their effects for ever.
+            error = OperatorNeeded(
+                f"job {run.job.id} has steps that this release does not know: {', '.join(unknown)}",
+                resource=f"job {run.job.id}",
+                hint="resume it with the release that made it",
+            )
+            raise Blocked(unknown[0], error, undoing=False)
+        engine = StepEngine(plan, run, detail, connection.backend, self.pool)
         if self.watch is not None:
             engine.atom_notifier.register("*", self._watcher(run))
         try:
@@ -423,7 +437,7 @@ class Runner:
         details = {detail.name: detail for detail in self.logbook.flows(job.id)}
         for part in self.parts(job.kind, job.version):
             detail = details.get(part.name)
-            if not part.revertible and detail is not None:
+            if not part.revertible:  # begun or not: what is before it is done
                 raise ConflictError(
                     f"job {job.id} is past its pivot: it only goes forward",
                     resource=f"job {job.id}",

@@ -74,13 +74,14 @@ def _only_looked_at(*_names: Any, **_values: Any) -> None:
     raise RuntimeError("a run that is only looked at stores nothing")
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of one job: from the start, a resume, or an abort.
 
     Args:
         job: the job as it was when the run began.
         in_flight: names of the steps whose effect or undo may have been cut off in an earlier run.
+        begun: names of the steps that have begun, in this run or an earlier one: only those have something to undo.
         undone: names of the steps that are undone, in this run or an earlier one.
         undoing: names of the steps inside whose undo an earlier run was cut off.
         orderly: the earlier run stopped by itself, with every answer known.
@@ -97,6 +98,7 @@ class Run:
     stopping: bool = False
     lost: bool = False
     pivoted: bool = False
+    begun: set[str] = field(default_factory=set)
     undone: set[str] = field(default_factory=set)
     undoing: set[str] = field(default_factory=set)
     orderly: bool = False

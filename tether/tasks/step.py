@@ -82,7 +82,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         """Refuse a step whose result could not be stored, before it can have any effect."""
         super().__init_subclass__()
         result = cls.__dict__.get("act") and get_type_hints(cls.act).get("return", type(None))
-        if result and not _storable(result):
+        if result and (not _storable(result) or get_origin(result) is tuple):  # it would be read back as a list
             raise TypeError(f"{cls.__name__}.act returns {result}, which is not JSON and no flat dataclass of JSON")
 
     def bound(self, run: Run) -> Self:
@@ -195,7 +195,16 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     def _encode(self, result: Any) -> Any:
         data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         # A result that cannot be stored would leave the step running for ever with its effect done.
-        return json.loads(json.dumps(data))
+        if not _has_text_keys(data):
+            raise TypeError(f"the result of {self.code} is not JSON serializable: a key of it is no text")
+        return json.loads(json.dumps(data, allow_nan=False))
+
+
+def _has_text_keys(value: Any) -> bool:
+    """Return False where JSON would silently make a text of a key."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _has_text_keys(item) for key, item in value.items())
+    return not isinstance(value, (list, tuple)) or all(_has_text_keys(item) for item in value)
 
 
 def _inputs(step: type[Step], method: str, *, own: bool = False) -> Mapping[str, Any]:
