@@ -324,17 +324,27 @@ class Commit:
 
 
 class Seen:
-    """Counts what an engine sends, and keeps what is asked for."""
+    """Counts what a database's engines send, and keeps what is asked for.
 
-    def __init__(self, *engines: sa.Engine) -> None:
+    Args:
+        transactions: of statements that are committed together.
+        at_once: of reads, and of statements that are transactions of their own.
+    """
+
+    def __init__(self, transactions: sa.Engine, at_once: sa.Engine) -> None:
         self.statements = 0
         self.commits = 0
         self.log: list[Commit] | None = None
         self.texts: dict[str, Any] | None = None
         self._now = threading.local()
-        for engine in engines:
-            sa.event.listen(engine, "before_cursor_execute", self._on_statement)
-            sa.event.listen(engine, "commit", self._on_commit)
+        sa.event.listen(transactions, "before_cursor_execute", self._on_statement)
+        sa.event.listen(transactions, "commit", self._on_commit)
+        sa.event.listen(at_once, "before_cursor_execute", self._on_statement_at_once)
+
+    def _on_statement_at_once(self, connection: Any, _cursor: Any, text: str, given: Any, *_: Any) -> None:
+        self._on_statement(connection, _cursor, text, given)
+        if not text.startswith("SELECT"):
+            self._on_commit(connection)
 
     def _on_statement(self, _connection: Any, _cursor: Any, text: str, given: Any, *_: Any) -> None:
         self.statements += 1

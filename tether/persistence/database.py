@@ -28,6 +28,8 @@ UNUSABLE = {
     "database disk image is malformed": "restore it from a backup",
 }
 """What SQLite says of a file that will never answer, and what to do about it."""
+POOL = 16
+"""Connections to a server that are kept: as many jobs as are usually under way in a process."""
 IDLE_TIME = 1.0
 """Seconds after which a server may have dropped the kept connection."""
 
@@ -99,9 +101,19 @@ class Database:
         return connection
 
     @contextmanager
+    def at_once(self) -> Iterator[Connection]:
+        """Yield a connection on which each statement is a transaction of its own.
+
+        Raises:
+            UncertainError: the database does not answer; a statement may or may not have been carried out.
+        """
+        with self._translated(), self.reader.connect() as connection:
+            yield connection
+
+    @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection for reading, without a transaction of its own."""
-        with self._translated(), self.reader.connect() as connection:
+        with self.at_once() as connection:
             yield connection
 
     def check(self) -> None:
@@ -136,6 +148,11 @@ class Database:
                 return None
             row = connection.execute(sa.text(f"SELECT version_num FROM {schema.VERSION_TABLE}")).first()  # noqa: S608
         return None if row is None else str(row[0])
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        """What the database speaks."""
+        return self.engine.dialect
 
     @property
     def shown(self) -> str:
@@ -196,7 +213,7 @@ def _shown(url: str) -> str:
 def _engine(url: URL, **options: Any) -> Engine:
     """Return an engine; one for reading has the isolation level AUTOCOMMIT, so that nothing is begun or rolled back."""
     if url.get_backend_name() != "sqlite":
-        engine = sa.create_engine(url, pool_size=4, **options)
+        engine = sa.create_engine(url, pool_size=POOL, **options)
         event.listen(engine, "checkin", _note_use)
         event.listen(engine, "checkout", functools.partial(_ping_idle, engine))
         return engine

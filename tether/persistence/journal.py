@@ -65,13 +65,19 @@ class Journal:
         self._commit_lock = threading.Lock()
 
     def write(self, entry: Entry) -> None:
-        """Make an entry durable, together with those of other threads that wait.
+        """Make an entry durable, on SQLite together with those of other threads that wait.
+
+        PostgreSQL lets the commits of several connections share its log's writes by itself. There an ordinary barrier
+        is one statement, which is its own transaction: one way to the server and back.
 
         Raises:
             LostLease: another runner has taken the job over; nothing of the entry is kept.
             Interrupted: the runner is asked to stop, and the entry was an intent; nothing of it is kept.
             UncertainError: the database does not answer; the entry may or may not be there.
         """
+        if self._database.dialect.name == "postgresql" and len(entry.flows) == 1 and not entry.secrets:
+            self._write_at_once(entry)
+            return
         with self._queue_lock:
             self._queue.append(entry)
         with self._commit_lock:
@@ -81,6 +87,14 @@ class Journal:
                 self._commit(batch)
         if entry.error is not None:
             raise entry.error
+
+    def _write_at_once(self, entry: Entry) -> None:
+        with self._database.at_once() as connection:
+            barrier = _barrier(tuple(sorted(entry.values)), entry.intent, connection.dialect)
+            given = {"b_id": entry.lease.job_id, "b_generation": entry.lease.generation, **entry.values}
+            done = barrier.run(connection, given | {f"f_{name}": value for name, value in entry.flows[0].items()})
+            if done.rowcount != 1:
+                raise _why_fenced(connection, entry.lease)
 
     def _commit(self, batch: list[Entry]) -> None:
         try:
@@ -123,12 +137,27 @@ def _why_fenced(connection: sa.Connection, lease: Lease) -> BaseException:
 
 @functools.cache
 def _change(names: tuple[str, ...], intent: bool, dialect: sa.Dialect) -> Prepared:
+    return Prepared(_fenced_update(names, intent=intent), dialect)
+
+
+def _fenced_update(names: tuple[str, ...], *, intent: bool) -> sa.Update:
     statement = (
         sa.update(jobs)
         .where(jobs.c.id == sa.bindparam("b_id"), jobs.c.generation == sa.bindparam("b_generation"))
         .values({name: sa.bindparam(name) for name in names})
     )
-    return Prepared(statement.where(jobs.c.asked.is_(None)) if intent else statement, dialect)
+    return statement.where(jobs.c.asked.is_(None)) if intent else statement
+
+
+@functools.cache
+def _barrier(names: tuple[str, ...], intent: bool, dialect: sa.Dialect) -> Prepared:
+    """Return the statement of a barrier with one flow: its row is put only if the job's row could be changed."""
+    fenced = _fenced_update(names, intent=intent).returning(jobs.c.id).cte("fenced")
+    columns = list(flows.columns)
+    row = sa.select(*(sa.bindparam(f"f_{column.name}", type_=column.type) for column in columns)).select_from(fenced)
+    insert = postgresql.insert(flows).from_select([column.name for column in columns], row)
+    others = {column.name: insert.excluded[column.name] for column in columns if not column.primary_key}
+    return Prepared(insert.on_conflict_do_update(index_elements=["id"], set_=others), dialect)
 
 
 @functools.cache
