@@ -1,13 +1,14 @@
 """TaskFlow's engine as a job needs it: flows are compiled once, and a step's failure is judged in one place.
 
-Three private attributes of TaskFlow are set here and nowhere else; a test holds them against the installed release:
-``_task_executor``, which its own engines set likewise, ``_compiler``, so that a flow is compiled once and not once a
-job, and ``Storage._lock``, whose bookkeeping of readers takes a quarter of an engine's time (ADR 9).
+Private names of TaskFlow are used here and nowhere else; a test holds them against the installed release:
+``_task_executor``, which its own engines set likewise, ``_compiler`` and ``_validated``, so that a flow is compiled and
+checked once and not once a job, and ``Storage._lock`` (ADR 10).
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -30,7 +31,7 @@ from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """One flow, compiled.
 
@@ -38,6 +39,7 @@ class Plan:
         steps: names of the steps.
         effects: names of the steps that have an effect: their start is durable before it.
         alone: names of the steps beside which no other can be under way; they need no thread of their own.
+        valid: an engine has found that every step gets what it needs; it is the same for every job.
     """
 
     flow: Any
@@ -45,6 +47,7 @@ class Plan:
     steps: frozenset[str]
     effects: frozenset[str]
     alone: frozenset[str]
+    valid: bool = False
 
 
 def plan_of(part: Part, params: Params) -> Plan:
@@ -75,8 +78,15 @@ class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
 
     def __init__(self, plan: Plan, run: Run, detail: models.FlowDetail, backend: JobBackend, pool: Executor) -> None:
         super().__init__(plan.flow, detail, backend, {"gather_statistics": False})
+        self._plan = plan
         self._compiler = plan.compiler
+        self._validated = plan.valid
         self._task_executor = StepExecutor(run, plan.alone, pool)
+
+    def validate(self) -> None:
+        if not self._plan.valid:
+            super().validate()
+            self._plan.valid = True
 
     @functools.cached_property
     def storage(self) -> StepStorage:
@@ -148,11 +158,11 @@ def _judged(step: Step, outcome: str, work: Callable[[Step], Any]) -> Any:
 
 
 class StepStorage(Storage):  # type: ignore[misc]  # taskflow has no types
-    """What the engine knows of its flow, without what our steps and our backend have no use for.
+    """What the engine knows of its flow, without what neither our steps nor our backend have a use for.
 
-    There is no progress inside a step, the backend is not asked again after a failure (it buffers, and what it cannot
-    write leaves the engine), and an engine's storage has hardly more than one user. Together that is half of what
-    TaskFlow's engine takes.
+    Only the engine's own thread uses it, so that no method needs a lock; the backend is not asked again after a failure
+    (it buffers, and what it cannot write leaves the engine); there is no progress inside a step. Together that is half
+    of what TaskFlow's engine takes.
     """
 
     def __init__(self, detail: models.FlowDetail, backend: JobBackend, scopes: Callable[[str], Any]) -> None:
@@ -162,17 +172,15 @@ class StepStorage(Storage):  # type: ignore[misc]  # taskflow has no types
     def set_task_progress(self, task_name: str, progress: float, details: Any = None) -> None:
         """There is none."""
 
-    def _save_atom_detail(self, connection: Any, original: Any, changed: Any) -> Any:
-        original.update(connection.update_atom_details(changed))
-        return original
 
-    def _save_flow_detail(self, connection: Any, original: Any, changed: Any) -> Any:
-        original.update(connection.update_flow_details(changed))
-        return original
+# What TaskFlow has wrapped in a lock or in retries is taken as it was before.
+for _name, _method in vars(Storage).items():
+    if inspect.isfunction(_method) and hasattr(_method, "__wrapped__"):
+        setattr(StepStorage, _name, _method.__wrapped__)
 
 
 class _StorageLock:
-    """A plain lock where TaskFlow has one for many readers: one engine's storage has hardly more than one user."""
+    """A plain lock, where the engine takes one by itself."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
