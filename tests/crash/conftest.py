@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 
 from tests.crash.world import sim, template
@@ -9,8 +12,16 @@ from tests.crash.world import sim, template
 __all__ = ["sim", "template"]
 
 
+@pytest.fixture(scope="session")
+def kill_seed(request: pytest.FixtureRequest) -> int:
+    """What the random kills are drawn from: the given seed, or a new one that the summary tells."""
+    given = request.config.getoption("--seed")
+    return random.SystemRandom().randrange(10**6) if given is None else int(given)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the matrix covered: cells of scripted failures, kills, and those that must end blocked."""
+    """Print the random kills, and what the matrix covered: scripted failures, kills, those that must end blocked."""
+    _kills(terminalreporter)
     counts: dict[str, int] = {}
     for report in terminalreporter.getreports("passed"):
         if report.nodeid.startswith("tests/crash/"):
@@ -30,3 +41,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line("must end blocked (legacy dialect; nothing tells whose the volume's status is):")
     for cell in [*blocked, *sorted(f"killed at {point}" for point in KILL_BLOCKS | UNDO_BLOCKS)]:
         terminalreporter.write_line(f"      {cell}")
+
+
+def _kills(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line a case of the random kills, and one for all."""
+    runs: list[dict[str, Any]] = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call"
+        for key, value in report.user_properties
+        if key == "kills"
+    ]
+    if not runs:
+        return
+    terminalreporter.section("random kills")
+    total = {key: sum(run[key] for run in runs) for key in ("kills", "stops", "flows", "duplicates", "violations")}
+    total |= {"seconds": round(sum(run["seconds"] for run in runs), 1), "jobs": {}, "case": "all"}
+    for run in [*sorted(runs, key=lambda run: run["case"]), total]:
+        jobs = ", ".join(f"{count} {state}" for state, count in sorted(run["jobs"].items()))
+        terminalreporter.write_line(
+            f"{run['case']}: {run['kills']} kills, {run['stops']} stopped and taken over, {run['flows']} flows"
+            f"{f' ({jobs})' if jobs else ''}, {run['duplicates']} effects repeated in flight,"
+            f" {run['violations']} violations, {run['seconds']} s"
+        )
+    terminalreporter.write_line(
+        f"seed {runs[0]['seed']}; again: bin/test crash --kills {total['kills']} --seed {runs[0]['seed']}"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import sqlite3
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -59,6 +60,17 @@ def stops() -> Iterator[tuple[str, str, str]]:
             yield from ((kind, dialect, step.code.partition("/")[0]) for step in steps if step.book)
 
 
+def own(sim: SimWorld, machine_id: str, boot_id: str) -> None:
+    """Make the runner that died one of this machine and boot."""
+    with sqlite3.connect(sim.directory / "tether.sqlite") as connection:
+        connection.execute(
+            "UPDATE tether_jobs SET runner = json_set(runner, '$.machine_id', ?, '$.boot_id', ?, '$.host', 'host')"
+            " WHERE runner IS NOT NULL",
+            (machine_id, boot_id),
+        )
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def record(file: Path) -> int:
     """Record everything into a file; return how many jobs there are in it."""
     count = 0
@@ -73,6 +85,7 @@ def record(file: Path) -> int:
                     words = (kind, VOLUME, SERVER, *(("--dialect", dialect) if kind == "attach" else ()))
                     done = sim.tether("--fault", f"{step}.act.before=kill", *words)
                     assert done.code == KILLED, done.err
+                    own(sim, "recorded", "recorded")
                 out.add(directory, arcname="-".join(filter(None, (kind, dialect, step))))
             count += kind != FRESH
     return count

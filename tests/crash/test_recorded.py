@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tarfile
 from pathlib import Path
 
@@ -32,14 +31,7 @@ def unpack(file: Path, name: str, directory: Path) -> SimWorld:
                 member.name = member.name.removeprefix(name).lstrip("/") or "."
                 source.extract(member, directory, filter="data")
     sim = SimWorld(directory / "world")
-    with sqlite3.connect(sim.directory / "tether.sqlite") as connection:
-        # The runner that died was one of this machine's, in an earlier boot.
-        here = Owner.current()
-        connection.execute(
-            "UPDATE tether_jobs SET runner = json_set(runner, '$.machine_id', ?, '$.boot_id', 'earlier')"
-            " WHERE runner IS NOT NULL",
-            (here.machine_id,),
-        )
+    recorded.own(sim, Owner.current().machine_id, "earlier")
     return sim
 
 
