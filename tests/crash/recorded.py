@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.crash.world import DONE, KILLED, SimWorld
@@ -62,7 +62,7 @@ def stops() -> Iterator[tuple[str, str, str]]:
 
 def own(sim: SimWorld, machine_id: str, boot_id: str) -> None:
     """Make the runner that died one of this machine and boot."""
-    with sqlite3.connect(sim.directory / "tether.sqlite") as connection:
+    with closing(sqlite3.connect(sim.directory / "tether.sqlite", isolation_level=None)) as connection:
         connection.execute(
             "UPDATE tether_jobs SET runner = json_set(runner, '$.machine_id', ?, '$.boot_id', ?, '$.host', 'host')"
             " WHERE runner IS NOT NULL",
@@ -94,4 +94,7 @@ def record(file: Path) -> int:
 if __name__ == "__main__":
     if archive().exists():
         sys.exit(f"{archive().name} is there already")
-    print(f"{archive().name}: {record(archive())} jobs")
+    unfinished = archive().with_suffix(".new")
+    count = record(unfinished)
+    unfinished.rename(archive())
+    print(f"{archive().name}: {count} jobs")
