@@ -199,7 +199,7 @@ class Prepared:
 
     def run(self, connection: Connection, values: Mapping[str, Any]) -> sa.CursorResult[Any]:
         """Execute it on a connection with these values."""
-        given = tuple(values[name] for name in self._order) if self._order is not None else dict(values)
+        given = tuple(values[name] for name in self._order) if self._order is not None else values
         return connection.exec_driver_sql(self._text, given)
 
 

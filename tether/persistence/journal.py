@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -44,6 +44,7 @@ class Entry:
         flows: rows of ``tether_flows``, put in the place of those with the same id.
         secrets: rows of ``tether_secrets``, likewise.
         intent: a step is to start: refused while another command asks the runner to stop.
+        seen: when the row was last changed, as it was read: refused if it was changed since. None: does not matter.
     """
 
     lease: Lease
@@ -51,6 +52,7 @@ class Entry:
     flows: Sequence[Mapping[str, Any]] = ()
     secrets: Sequence[Mapping[str, Any]] = ()
     intent: bool = False
+    seen: float | None = None
     done: bool = field(default=False, init=False)
     error: BaseException | None = field(default=None, init=False)
 
@@ -75,7 +77,7 @@ class Journal:
             Interrupted: the runner is asked to stop, and the entry was an intent; nothing of it is kept.
             UncertainError: the database does not answer; the entry may or may not be there.
         """
-        if self._database.dialect.name == "postgresql" and len(entry.flows) == 1 and not entry.secrets:
+        if self._database.dialect.name == "postgresql" and not (entry.flows[1:] or entry.secrets):
             self._write_at_once(entry)
             return
         with self._queue_lock:
@@ -90,11 +92,8 @@ class Journal:
 
     def _write_at_once(self, entry: Entry) -> None:
         with self._database.at_once() as connection:
-            barrier = _barrier(tuple(sorted(entry.values)), entry.intent, connection.dialect)
-            given = {"b_id": entry.lease.job_id, "b_generation": entry.lease.generation, **entry.values}
-            done = barrier.run(connection, given | {f"f_{name}": value for name, value in entry.flows[0].items()})
-            if done.rowcount != 1:
-                raise _why_fenced(connection, entry.lease)
+            if not _fence(connection, entry, entry.flows[0] if entry.flows else None):
+                raise _why_fenced(connection, entry)
 
     def _commit(self, batch: list[Entry]) -> None:
         try:
@@ -113,46 +112,65 @@ class Journal:
                 entry.done = True
 
     def _put(self, connection: sa.Connection, entry: Entry) -> None:
-        if not fence(connection, entry.lease, entry.values, intent=entry.intent):
-            entry.error = _why_fenced(connection, entry.lease)
+        if not _fence(connection, entry):
+            entry.error = _why_fenced(connection, entry)
             return
         for table, rows in ((flows, entry.flows), (secrets, entry.secrets)):
             for row in rows:
                 _replacement(table, connection.dialect).run(connection, row)
 
 
-def fence(connection: sa.Connection, lease: Lease, values: Mapping[str, Any], *, intent: bool = False) -> bool:
-    """Change a job's row in the caller's transaction; return False if the lease is lost (or a stop is asked for)."""
-    change = _change(tuple(sorted(values)), intent, connection.dialect)
-    given = {"b_id": lease.job_id, "b_generation": lease.generation, **values}
-    return change.run(connection, given).rowcount == 1
+def fence(connection: sa.Connection, lease: Lease, values: Mapping[str, Any]) -> bool:
+    """Change a job's row in the caller's transaction; return False if the lease is lost."""
+    return _fence(connection, Entry(lease, values))
 
 
-def _why_fenced(connection: sa.Connection, lease: Lease) -> BaseException:
+def _fence(connection: sa.Connection, entry: Entry, row: Mapping[str, Any] | None = None) -> bool:
+    """Change a job's row, and put a flow's with it if one is given; return False if nothing was changed."""
+    kind = _Kind(tuple(sorted(entry.values)), entry.intent, entry.seen is not None)
+    given = {"b_id": entry.lease.job_id, "b_generation": entry.lease.generation, "b_seen": entry.seen, **entry.values}
+    if row is None:
+        return _change(kind, connection.dialect).run(connection, given).rowcount == 1
+    given |= {f"f_{name}": value for name, value in row.items()}
+    return _barrier(kind, connection.dialect).run(connection, given).rowcount == 1
+
+
+class _Kind(NamedTuple):
+    """What decides the text of a fenced update."""
+
+    names: tuple[str, ...]
+    intent: bool
+    seen: bool
+
+
+def _why_fenced(connection: sa.Connection, entry: Entry) -> BaseException:
+    lease = entry.lease
     row = connection.execute(sa.select(jobs.c.generation, jobs.c.asked).where(jobs.c.id == lease.job_id)).first()
-    if row is not None and row.generation == lease.generation:
+    if entry.intent and row is not None and row.generation == lease.generation:
         return Interrupted(f"asked to stop ({row.asked})")
     return LostLease(f"job {lease.job_id} was taken over by another runner")
 
 
 @functools.cache
-def _change(names: tuple[str, ...], intent: bool, dialect: sa.Dialect) -> Prepared:
-    return Prepared(_fenced_update(names, intent=intent), dialect)
+def _change(kind: _Kind, dialect: sa.Dialect) -> Prepared:
+    return Prepared(_fenced_update(kind), dialect)
 
 
-def _fenced_update(names: tuple[str, ...], *, intent: bool) -> sa.Update:
+def _fenced_update(kind: _Kind) -> sa.Update:
     statement = (
         sa.update(jobs)
         .where(jobs.c.id == sa.bindparam("b_id"), jobs.c.generation == sa.bindparam("b_generation"))
-        .values({name: sa.bindparam(name) for name in names})
+        .values({name: sa.bindparam(name) for name in kind.names})
     )
-    return statement.where(jobs.c.asked.is_(None)) if intent else statement
+    if kind.intent:
+        statement = statement.where(jobs.c.asked.is_(None))
+    return statement.where(jobs.c.updated_at == sa.bindparam("b_seen")) if kind.seen else statement
 
 
 @functools.cache
-def _barrier(names: tuple[str, ...], intent: bool, dialect: sa.Dialect) -> Prepared:
+def _barrier(kind: _Kind, dialect: sa.Dialect) -> Prepared:
     """Return the statement of a barrier with one flow: its row is put only if the job's row could be changed."""
-    fenced = _fenced_update(names, intent=intent).returning(jobs.c.id).cte("fenced")
+    fenced = _fenced_update(kind).returning(jobs.c.id).cte("fenced")
     columns = list(flows.columns)
     row = sa.select(*(sa.bindparam(f"f_{column.name}", type_=column.type) for column in columns)).select_from(fenced)
     insert = postgresql.insert(flows).from_select([column.name for column in columns], row)

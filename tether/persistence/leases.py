@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
 from tether.clock import Clock
-from tether.errors import HeldError
+from tether.errors import HeldError, LostLease
 from tether.persistence.database import Database, IntegrityError
-from tether.persistence.journal import Lease, fence
+from tether.persistence.journal import Entry, Journal, Lease, fence
 from tether.persistence.ledger import Job
 from tether.persistence.owner import Owner
 from tether.persistence.schema import jobs, leases
@@ -25,10 +25,12 @@ class Leases:
 
     Args:
         ttl: seconds until a job's lease that is not renewed lapses; then its owner is ended by who takes the job over.
+        journal: the process's own, so that many jobs that are taken at a time share their commits.
     """
 
-    def __init__(self, database: Database, clock: Clock, ttl: float, me: Owner) -> None:
+    def __init__(self, database: Database, clock: Clock, ttl: float, me: Owner, journal: Journal | None = None) -> None:
         self._database = database
+        self._journal = journal or Journal(database)
         self._clock = clock
         self.ttl = ttl
         self.me = me
@@ -39,7 +41,7 @@ class Leases:
         """Return the lease of a job that is about to be added, and the columns that say so in its row."""
         return Lease(job_id, 1, self.ttl), {"runner": self.me.dump(), "generation": 1, **self.renewal}
 
-    def take(self, job: Job, values: Mapping[str, Any], *, fenced: bool = False) -> Lease | None:
+    def take(self, job: Job, values: dict[str, Any], *, fenced: bool = False) -> Lease | None:
         """Take a job: a free one, or that of an owner who is provably dead or is ended here.
 
         The owner of a lapsed lease is ended first, with its children, so that nothing of it is still under way.
@@ -56,14 +58,13 @@ class Leases:
             raise held(f"job {job.id}", str(job.runner), job.id)
         changes = {"runner": self.me.dump(), "generation": job.generation + 1, "asked": None}
         # As it was read: an owner that died since may have gone on, past its pivot or to the job's end, before it did.
-        unchanged = sa.and_(
-            jobs.c.id == job.id, jobs.c.generation == job.generation, jobs.c.updated_at == job.updated_at
-        )
-        with self._database.write() as connection:
-            taken = connection.execute(sa.update(jobs).where(unchanged).values({**values, **self.renewal, **changes}))
-            if taken.rowcount != 1:
-                return None
-            if job.runner is not None:  # it lets go of the server too
+        now = Entry(Lease(job.id, job.generation, self.ttl), values | self.renewal | changes, seen=job.updated_at)
+        try:
+            self._journal.write(now)
+        except LostLease:
+            return None
+        if job.runner is not None and fenced:  # it lets go of the server too; a dead one's is free anyway
+            with self._database.write() as connection:
                 connection.execute(sa.delete(leases).where(leases.c.token == job.runner.token))
         return Lease(job.id, job.generation + 1, self.ttl)
 

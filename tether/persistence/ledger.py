@@ -25,6 +25,14 @@ OPEN = ("running", "blocked")
 OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
 
 
+#: Made once: every job is asked for by them.
+_BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("id"))
+_BY_OPEN_VOLUME = sa.select(jobs).where(jobs.c.open_volume == sa.bindparam("volume"))
+_BY_PAIR = sa.select(mappings).where(
+    mappings.c.volume_id == sa.bindparam("volume"), mappings.c.server_id == sa.bindparam("server")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Params:
     """What was asked for, and the case that the flow is built for.
@@ -225,7 +233,7 @@ class Ledger:
             NotFound: there is none.
             UsageError: several jobs begin like that.
         """
-        found = self._one(sa.select(jobs).where(jobs.c.id == job_id))
+        found = self._one(_BY_ID, id=job_id)
         if found is not None:
             return found
         # As a range, which an index serves in every collation: hexadecimal digits and "-" come before "g".
@@ -259,7 +267,7 @@ class Ledger:
 
     def open_job(self, volume_id: str) -> Job | None:
         """Return the job that holds the volume, if any."""
-        return self._one(sa.select(jobs).where(jobs.c.open_volume == volume_id))
+        return self._one(_BY_OPEN_VOLUME, volume=volume_id)
 
     def job_of_key(self, key: str) -> Job | None:
         """Return the job that was made with this idempotency key, if any."""
@@ -274,9 +282,9 @@ class Ledger:
             .limit(1)
         )
 
-    def _one(self, query: sa.Select[Any]) -> Job | None:
+    def _one(self, query: sa.Select[Any], **given: Any) -> Job | None:
         with self._database.read() as connection:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(query, given).mappings().first()
         return None if row is None else _job(row)
 
     def ask(self, job_id: str, what: str) -> None:
@@ -308,15 +316,15 @@ class Ledger:
 
     def mapping_of_job(self, job_id: str) -> MappingRow | None:
         """Return the mapping that a job made, if it is there."""
-        return self._mapping(mappings.c.job_id == job_id)
+        return self._mapping(sa.select(mappings).where(mappings.c.job_id == job_id))
 
     def mapping(self, volume_id: str, server_id: str) -> MappingRow | None:
         """Return the mapping of a volume and a server, if it is there."""
-        return self._mapping(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+        return self._mapping(_BY_PAIR, volume=volume_id, server=server_id)
 
-    def _mapping(self, *where: sa.ColumnElement[bool]) -> MappingRow | None:
+    def _mapping(self, query: sa.Select[Any], **given: Any) -> MappingRow | None:
         with self._database.read() as connection:
-            row = connection.execute(sa.select(mappings).where(*where)).mappings().first()
+            row = connection.execute(query, given).mappings().first()
         return None if row is None else _mapping(row)
 
     def list_mappings(self, *, server_id: str = "", volume_id: str = "") -> list[MappingRow]:

@@ -34,6 +34,9 @@ ENDS = (states.SUCCESS, states.REVERTED, states.FAILURE, states.SUSPENDED)
 #: Seconds within which a finished step is durable although a sibling runs on.
 MAX_LAG = 0.05
 
+#: Made once, as it is asked for each job that is taken up.
+_OF_JOB = sa.select(flows).where(flows.c.job_id == sa.bindparam("job_id")).order_by(flows.c.created_at)
+
 
 class Logbook:
     """Reads the flows of any job; hands out the backend that writes one job's."""
@@ -53,9 +56,8 @@ class Logbook:
 
     def rows(self, job_id: str) -> list[dict[str, Any]]:
         """Return the rows of a job's flows, in the order in which they began."""
-        query = sa.select(flows).where(flows.c.job_id == job_id).order_by(flows.c.created_at)
         with self.database.read() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return [dict(row) for row in connection.execute(_OF_JOB, {"job_id": job_id}).mappings()]
 
     def backend(self, lease: Lease, has_effect: Callable[[str], bool] = lambda _step: True) -> JobBackend:
         """Return the backend for one run of one job.

@@ -68,6 +68,10 @@ class Event:
 
 Watch = Callable[[Event], None]
 Parts = Callable[[str, int], Sequence[Part]]
+#: The flows of a job as they were stored, by name.
+Details = dict[str, models.FlowDetail]
+#: What is done with them before they are run again.
+Prepare = Callable[[Run, JobConnection, Details], None]
 
 
 class Runner:
@@ -135,7 +139,7 @@ class Runner:
     def run(self, job: Job) -> Job:
         """Run a job that was just added to its end; return it as it ended."""
         leases, lease = self._new.pop(job.id)
-        return self._held_run(leases, lease, job, None, lambda _run, _connection: None)
+        return self._held_run(leases, lease, job, None, lambda *_: None)
 
     def resume(self, job: Job, *, fenced: bool = False) -> Job:
         """Take an interrupted or blocked job up again, in the direction in which it was going.
@@ -152,7 +156,7 @@ class Runner:
             return job
         self.same_place(job)
         self._unlock()
-        return self._take_up(job, lambda _run, _connection: None, fenced=fenced)
+        return self._take_up(job, lambda *_: None, fenced=fenced)
 
     def abort(self, job: Job) -> Job:
         """Roll an interrupted, running or blocked job back; a running one's runner is asked to stop first.
@@ -225,7 +229,8 @@ class Runner:
 
     def _leases(self) -> Leases:
         """Return the leases as one run sees them: with an owner's token of its own."""
-        return Leases(self.logbook.database, self.tools.clock, self.tools.settings.lease_ttl, Owner.current())
+        settings, book = self.tools.settings, self.logbook
+        return Leases(book.database, self.tools.clock, settings.lease_ttl, Owner.current(), book.journal)
 
     def _unlock(self) -> None:
         """Make sure of the key that secrets are sealed with, before a job depends on it."""
@@ -260,7 +265,7 @@ class Runner:
     def _take_up(
         self,
         job: Job,
-        prepare: Callable[[Run, JobConnection], None],
+        prepare: Prepare,
         *,
         backward: bool = False,
         fenced: bool = False,
@@ -269,17 +274,23 @@ class Runner:
         self.parts(job.kind, job.version)  # a job that this release does not know is left as it is
         leases = self._leases()
         while True:
-            job = self.tools.ledger.job(job.id)
             if backward:
                 self._may_turn_back(job)
             if not job.open or self._stopping:
                 return job
             # What blocked it last time is no longer its error.
             error = (job.error or {}).get("reason") if job.state == "blocked" else job.error
-            values = job_columns(state="running", attempts=job.attempts + 1, error=error, exit_code=None)
-            lease = leases.take(job, values, fenced=fenced)
+            values: dict[str, Any] = {
+                "state": "running",
+                "attempts": job.attempts + 1,
+                "error": error,
+                "exit_code": None,
+            }
+            lease = leases.take(job, job_columns(**values), fenced=fenced)
             if lease is not None:
-                return self._held_run(leases, lease, self.tools.ledger.job(job.id), job, prepare)
+                held = replace(job, **values, generation=lease.generation, runner=leases.me)
+                return self._held_run(leases, lease, held, job, prepare)
+            job = self.tools.ledger.job(job.id)  # somebody was quicker
 
     def _held_run(
         self,
@@ -287,7 +298,7 @@ class Runner:
         lease: Lease,
         job: Job,
         before: Job | None,
-        prepare: Callable[[Run, JobConnection], None],
+        prepare: Prepare,
     ) -> Job:
         """Run a job whose lease is held.
 
@@ -341,20 +352,20 @@ class Runner:
             leases=hold.leases,
         )
 
-    def _carry_out(self, run: Run, connection: JobConnection, prepare: Callable[[Run, JobConnection], None]) -> Job:
+    def _carry_out(self, run: Run, connection: JobConnection, prepare: Prepare) -> Job:
         job = run.job
         try:
-            details = self.logbook.flows(job.id) if job.attempts > 1 else []
-            atoms = [atom for detail in details for atom in detail]
+            details = self._details(job) if job.attempts > 1 else {}
+            atoms = [atom for detail in details.values() for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
             run.begun = {atom.name for atom in atoms if any(state in BEGUN for state, _since in atom.history)}
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
             if not run.orderly:
                 run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
-            prepare(run, connection)
+            prepare(run, connection, details)
             reverted = False
             for part in self.parts(job.kind, job.version):
-                reverted = self._run_part(run, part, connection)
+                reverted = self._run_part(run, part, connection, details.get(part.name))
                 if reverted:
                     break
         except Blocked as blocked:
@@ -392,9 +403,11 @@ class Runner:
             error["reason"] = run.error.get("reason", run.error)
         return error
 
-    def _run_part(self, run: Run, part: Part, connection: JobConnection) -> bool:
+    def _details(self, job: Job) -> Details:
+        return {detail.name: detail for detail in self.logbook.flows(job.id)}
+
+    def _run_part(self, run: Run, part: Part, connection: JobConnection, detail: models.FlowDetail | None) -> bool:
         """Run one flow of the job; return True if it is, or was, rolled back."""
-        detail = self.logbook.flow(run.job.id, part.name) if run.job.attempts > 1 else None
         if detail is not None and detail.state in {states.SUCCESS, states.REVERTED}:
             # TaskFlow would run a reverted flow again from its start.
             return bool(detail.state == states.REVERTED)
@@ -434,7 +447,7 @@ class Runner:
             raise ConflictError(
                 f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="undo it with its opposite"
             )
-        details = {detail.name: detail for detail in self.logbook.flows(job.id)}
+        details = self._details(job)
         for part in self.parts(job.kind, job.version):
             detail = details.get(part.name)
             if not part.revertible:  # begun or not: what is before it is done
@@ -446,10 +459,9 @@ class Runner:
             if detail is None or detail.state != states.SUCCESS:
                 return
 
-    def _turn_back(self, run: Run, connection: JobConnection) -> None:
-        """Make the stored flow go backward at its next run."""
+    def _turn_back(self, run: Run, connection: JobConnection, details: Details) -> None:
+        """Make the flow go backward when it is run."""
         run.failed("", FinalError("aborted by an operator"))
-        details = {detail.name: detail for detail in self.logbook.flows(run.job.id)}
         for part in self.parts(run.job.kind, run.job.version):
             detail = details.get(part.name)
             if detail is None:
@@ -462,8 +474,8 @@ class Runner:
                     atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
                 elif atom.state == states.SUCCESS:
                     atom.intention = states.REVERT
+            details[part.name] = detail
             connection.update_flow_details(detail)
-            # The engine is loaded from the database: an edit that is only buffered would be lost on it.
             connection.write({}, what=f"{part.name}.turn-back")
             return
 
