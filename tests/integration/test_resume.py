@@ -141,7 +141,7 @@ def test_cut_off_between_the_last_undo_and_the_end_it_is_not_run_from_its_start(
 
 def test_siblings_in_flight_when_the_engine_was_left_are_looked_for(jobs: Jobs) -> None:
     job = jobs.cut_off(part("f", A, B, C, chained=False), at="b act")
-    assert {"a act", "b act"} <= set(jobs.did)
+    assert "b act" in jobs.did  # the others may have begun or not
     stored = {name: jobs.stored(job).get(name, states.PENDING) for name in (A, B, C)}
     assert stored["b"] == states.RUNNING
     assert jobs.runner.resume(job).state == "attached"
