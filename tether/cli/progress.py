@@ -12,7 +12,7 @@ from tether.cli.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tether.runner.jobs import Event
+    from tether.runner.watch import Event
 
 #: TaskFlow's states of a step, as a person reads them: mark, word, style.
 WORDS = {

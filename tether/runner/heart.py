@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from tether.clock import Clock
 from tether.errors import Interrupted, LostLease, UncertainError
 from tether.persistence.journal import Lease
 from tether.persistence.leases import Leases
 from tether.persistence.logbook import MAX_LAG, JobConnection
-from tether.tasks.run import Run
+from tether.tasks.run import Run, Toolbox
 
 LOG = logging.getLogger(__name__)
 
@@ -30,6 +32,21 @@ class Hold:
     connection: JobConnection
     renewed_at: float
     lagging: threading.Event = field(default_factory=threading.Event)
+
+    def guarded(self, tools: Toolbox) -> Toolbox:
+        """Return the tools as the run has them: each call of an adapter first makes sure that the job is still ours."""
+
+        def check() -> None:
+            self.check(tools.clock.time())
+
+        return replace(
+            tools,
+            cinder=cast(Any, _Guarded(tools.cinder.for_job(self.run.job.request_id), check)),
+            host=cast(Any, _Guarded(tools.host, check)),
+            guest=cast(Any, _Guarded(tools.guest, check)),
+            ledger=tools.ledger.fenced(self.lease),
+            leases=self.leases,
+        )
 
     def check(self, now: float) -> None:
         """Unwind unless the job is still ours; called before each call of an adapter.
@@ -50,6 +67,18 @@ class Hold:
                 raise Interrupted(error.message) from error
         if self.run.lost:
             raise LostLease(f"job {self.lease.job_id} was taken over by another runner")
+
+
+class _Guarded:
+    """An adapter whose every call is preceded by a check."""
+
+    def __init__(self, adapter: Any, check: Callable[[], None]) -> None:
+        self._adapter = adapter
+        self._check = check
+
+    def __getattr__(self, name: str) -> Any:
+        self._check()
+        return getattr(self._adapter, name)
 
 
 class Heart:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 from oslo_utils import uuidutils
 from taskflow import states
@@ -36,6 +35,7 @@ from tether.persistence.logbook import JobConnection, Logbook
 from tether.persistence.owner import Owner
 from tether.runner.engine import StepEngine, plan_of
 from tether.runner.heart import Heart, Hold
+from tether.runner.watch import Watch, watcher
 from tether.tasks.host import uses_elsewhere
 from tether.tasks.run import Run, Toolbox, describe
 
@@ -50,23 +50,6 @@ BEGUN = (states.RUNNING, states.SUCCESS, states.FAILURE)
 POOL = 16
 
 
-@dataclass(frozen=True)
-class Event:
-    """One change of one step, for whoever watches.
-
-    Args:
-        step: the step's name with its version.
-        state: TaskFlow's state: RUNNING, SUCCESS, FAILURE, REVERTING or REVERTED.
-        seconds: since the step's last change.
-    """
-
-    job_id: str
-    step: str
-    state: str
-    seconds: float
-
-
-Watch = Callable[[Event], None]
 Parts = Callable[[str, int], Sequence[Part]]
 #: The flows of a job as they were stored, by name.
 Details = dict[str, models.FlowDetail]
@@ -314,7 +297,7 @@ class Runner:
             # A blocked job stopped by itself: only an answer that never came can still be carried out.
             run.orderly = before.state == "blocked" and (before.error or {}).get("code") != UncertainError.code
         hold = Hold(run, leases, lease, connection, self.tools.clock.time())
-        run.tools = self._guarded(hold)
+        run.tools = hold.guarded(self.tools)
         self.runs.append(run)
         self.heart.begin(hold)
         try:
@@ -335,22 +318,6 @@ class Runner:
     def _effects(self, job: Job) -> frozenset[str]:
         plans = [plan_of(part, job.params) for part in self.parts(job.kind, job.version)]
         return frozenset().union(*(plan.effects for plan in plans))
-
-    def _guarded(self, hold: Hold) -> Toolbox:
-        """Return the tools as the run has them: each call of an adapter first makes sure that the job is still ours."""
-        tools = self.tools
-
-        def check() -> None:
-            hold.check(tools.clock.time())
-
-        return replace(
-            tools,
-            cinder=cast(Any, Guarded(tools.cinder.for_job(hold.run.job.request_id), check)),
-            host=cast(Any, Guarded(tools.host, check)),
-            guest=cast(Any, Guarded(tools.guest, check)),
-            ledger=tools.ledger.fenced(hold.lease),
-            leases=hold.leases,
-        )
 
     def _carry_out(self, run: Run, connection: JobConnection, prepare: Prepare) -> Job:
         job = run.job
@@ -426,7 +393,7 @@ class Runner:
             raise Blocked(unknown[0], error, undoing=False)
         engine = StepEngine(plan, run, detail, connection.backend, self.pool)
         if self.watch is not None:
-            engine.atom_notifier.register("*", self._watcher(run))
+            engine.atom_notifier.register("*", watcher(run.job.id, self.watch))
         try:
             engine.run()
         except Exception as error:  # the border around TaskFlow: what it raises is the failed step's
@@ -478,27 +445,3 @@ class Runner:
             connection.update_flow_details(detail)
             connection.write({}, what=f"{part.name}.turn-back")
             return
-
-    def _watcher(self, run: Run) -> Callable[[str, dict[str, Any]], None]:
-        since: dict[str, float] = {}
-
-        def on_change(state: str, details: dict[str, Any]) -> None:
-            if self.watch is None or not details.get("task_name"):
-                return
-            now, step = time.monotonic(), details["task_name"]
-            self.watch(Event(run.job.id, step, state, now - since.get(step, now)))
-            since[step] = now
-
-        return on_change
-
-
-class Guarded:
-    """An adapter whose every call is preceded by a check."""
-
-    def __init__(self, adapter: Any, check: Callable[[], None]) -> None:
-        self._adapter = adapter
-        self._check = check
-
-    def __getattr__(self, name: str) -> Any:
-        self._check()
-        return getattr(self._adapter, name)
