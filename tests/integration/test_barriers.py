@@ -57,11 +57,18 @@ def counted(books: Books) -> Iterator[list[int]]:
     def on_commit(_connection: Any) -> None:
         commits.append(1)
 
-    sa.event.listen(books.database.engine, "commit", on_commit)
+    def on_statement(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        if not text.startswith("SELECT"):
+            commits.append(1)  # a transaction of its own
+
+    database = books.database
+    sa.event.listen(database.engine, "commit", on_commit)
+    sa.event.listen(database.reader, "before_cursor_execute", on_statement)
     try:
         yield commits
     finally:
-        sa.event.remove(books.database.engine, "commit", on_commit)
+        sa.event.remove(database.engine, "commit", on_commit)
+        sa.event.remove(database.reader, "before_cursor_execute", on_statement)
 
 
 @pytest.fixture
