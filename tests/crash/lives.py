@@ -193,7 +193,7 @@ class Killing:
                 os.close(reader)
                 random.seed(f"{self.seed}/{self.lives}")
                 if elsewhere:
-                    machine = ("elsewhere", "elsewhere", "b")
+                    machine = ("elsewhere", "elsewhere", "b", "pid:[1]")
                     owner._machine = lambda: machine  # type: ignore[assignment]
                 Worker(found, self.kind, ttl).live(last=last)
                 code = 0

@@ -361,7 +361,9 @@ class Runner:
         if "state" in values and values["state"] != "blocked":
             columns["finished_at"] = self.tools.clock.time()
         connection.write(columns, what="job.end" if "state" in values else "")
-        return replace(job, runner=None, asked=None, finished_at=columns.get("finished_at"), **values)
+        if "finished_at" not in columns:
+            return self.tools.ledger.job(job.id)
+        return replace(job, runner=None, asked=None, finished_at=columns["finished_at"], **values)
 
     def _with_reason(self, run: Run, blocked: Blocked) -> dict[str, Any]:
         """Return why the job is blocked; for an undo with the reason of the roll-back, which outlives it."""
