@@ -39,26 +39,24 @@ def params(dialect: str) -> Params:
     return Params(device="", bus="virtio", mode="rw", dialect=dialect, data_path="network")
 
 
-def points(flow: str, steps: list[type[Step]]) -> list[str]:
-    """Return the fault points of a flow at which a kill leaves different things behind."""
-    found = []
-    for name in map(label, steps):
-        if counted(0, 1):
+def points(steps: list[type[Step]]) -> list[str]:
+    """Return the fault points of a job at which a kill leaves different things behind."""
+    found = ["commit.job.begin.after"]
+    for step in steps:
+        name = label(step)
+        if step.book and counted(0, 1):
             found += [f"commit.{name}.act.before", f"commit.{name}.act.after"]
         found += [f"{name}.act.before", *([] if name in READS else [f"{name}.act.after"])]
-    return [*found, f"commit.{flow}.end.before", f"commit.{flow}.end.after"]
+    return [*found, "commit.job.end.before", "commit.job.end.after"]
 
 
 def attach_points(dialect: str) -> list[str]:
     reads, chain = attach_flow.steps(params(dialect))
-    return points("attach", [*reads, *chain])
+    return points([*reads, *chain])
 
 
 def detach_points(dialect: str) -> list[str]:
-    return [
-        *points("detach-guest", detach_flow.guest_steps()),
-        *points("detach-release", detach_flow.release_steps(params(dialect))),
-    ]
+    return points([*detach_flow.guest_steps(), *detach_flow.release_steps(params(dialect))])
 
 
 def cells(which: Callable[[str], list[str]]) -> list[Any]:
