@@ -266,9 +266,12 @@ class World:
     def resume_all(self, threads: int) -> float:
         """Resume every interrupted job, as ``job resume --all``; return the seconds."""
         started = time.perf_counter()
-        jobs = self.interrupted()
-        _each(jobs, threads, self.runner.resume)
-        return time.perf_counter() - started
+        ended = self.runner.resume_all(self.interrupted(), threads)
+        seconds = time.perf_counter() - started
+        for job in ended:
+            if isinstance(job, Exception) or job.state != DONE:
+                raise RuntimeError(f"a resumed job ended otherwise: {job}")
+        return seconds
 
     def states(self) -> dict[str, int]:
         """Count the jobs by their state."""

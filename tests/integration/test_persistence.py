@@ -18,7 +18,7 @@ from tether.errors import ConfigError, ConflictError, HeldError, NotFound, Uncer
 from tether.persistence import schema
 from tether.persistence.database import Database
 from tether.persistence.journal import Lease
-from tether.persistence.ledger import ConnectionRow
+from tether.persistence.ledger import ConnectionRow, job_columns
 from tether.persistence.migrations import upgrade
 
 # -- the schema ----------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_job_is_read_as_it_was_written(books: Books) -> None:
 def end(books: Books, job_id: str, **values: Any) -> None:
     """Change a job's row as its runner would."""
     generation = books.ledger.job(job_id).generation
-    books.logbook.backend(Lease(job_id, generation, 30.0)).get_connection().store(**values)
+    books.logbook.backend(Lease(job_id, generation, 30.0)).get_connection().write(job_columns(**values))
 
 
 def test_one_open_job_a_volume(books: Books) -> None:

@@ -14,6 +14,7 @@ from tests.integration.commands import Command, run
 from tests.integration.test_cli_running import ATTACH, slow
 from tether import faults
 from tether.errors import UncertainError
+from tether.persistence.ledger import job_columns
 from tether.persistence.prune import prune
 from tether.sim.store import Store
 
@@ -207,7 +208,7 @@ def ended(books: Books, seconds_ago: float, **changes: Any) -> str:
     job, lease = books.held_job(**changes)
     connection = books.logbook.backend(lease).get_connection()
     connection.keep_secret("connection", "sealed")
-    connection.store(state="attached", finished_at=job.created_at - seconds_ago)
+    connection.write(job_columns(state="attached", finished_at=job.created_at - seconds_ago))
     books.database_execute(
         "UPDATE tether_jobs SET created_at = created_at - :s WHERE id = :id", s=seconds_ago + 1, id=job.id
     )

@@ -64,7 +64,7 @@ def a_run(params: Params, settings: Settings | None = None) -> Any:
     names = ("volume-id", "vol", "server-id", "guest")
     job = Job("j", "attach", 1, "running", *names, request_id="req-j", params=params, place=place)
     tools: Any = SimpleNamespace(clock=SystemClock(), settings=settings or Settings())
-    return Run(tools=tools, job=job, store=lambda **_values: None, note=lambda **_values: None)
+    return Run(tools=tools, job=job, note=lambda **_values: None)
 
 
 def flows_of(params: Params) -> Iterator[graph_flow.Flow]:

@@ -56,23 +56,12 @@ def take_up_many(app: Tether, world: World, jobs: Sequence[Job], parallel: int, 
 
     Ctrl-C and SIGTERM leave those under way to be resumed, and the others as they are.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     title = f"resume {len(jobs)} jobs"
     with Progress(app.stderr, title, quiet=app.options.verbose_level == 0, by_job=True) as progress:
         runner = Runner(world.tools, world.logbook, progress.watch)
-
-        def resume(job: Job) -> Job | TetherError:
-            BOUND.here(job.request_id)
-            try:
-                return runner.resume(job, fenced=fenced)
-            except TetherError as error:
-                return error
-
         with _signals(app, progress, runner, several=True) as caught:
             try:
-                with ThreadPoolExecutor(parallel, thread_name_prefix="job") as pool:
-                    results = list(pool.map(resume, jobs))
+                results = runner.resume_all(jobs, parallel, fenced=fenced, begin=lambda job: BOUND.here(job.request_id))
             finally:
                 runner.close()
     return [_concluded(app, job, result, caught) for job, result in zip(jobs, results, strict=True)]

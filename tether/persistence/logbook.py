@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,6 +38,15 @@ MAX_LAG = 0.05
 _OF_JOB = sa.select(flows).where(flows.c.job_id == sa.bindparam("job_id")).order_by(flows.c.created_at)
 
 
+#: The rows of a job's flows, in the order in which they began.
+Rows = list[Mapping[Any, Any]]
+
+
+def details(rows: Rows) -> list[models.FlowDetail]:
+    """Return what TaskFlow knows of these flows."""
+    return [_flow_detail(row) for row in rows]
+
+
 class Logbook:
     """Reads the flows of any job; hands out the backend that writes one job's."""
 
@@ -52,12 +61,21 @@ class Logbook:
 
     def flows(self, job_id: str) -> list[models.FlowDetail]:
         """Return all flows of a job, in the order in which they began."""
-        return [_flow_detail(row) for row in self.rows(job_id)]
+        return details(self.rows(job_id))
 
-    def rows(self, job_id: str) -> list[dict[str, Any]]:
+    def rows_of(self, job_ids: Sequence[str]) -> dict[str, Rows]:
+        """Return the rows of the flows of several jobs, by job, for :func:`details`."""
+        found: dict[str, Rows] = {job_id: [] for job_id in job_ids}
+        query = sa.select(flows).where(flows.c.job_id.in_(job_ids)).order_by(flows.c.created_at)
+        with self.database.read() as connection:
+            for row in connection.execute(query).mappings():
+                found[row["job_id"]].append(row)
+        return found
+
+    def rows(self, job_id: str) -> Rows:
         """Return the rows of a job's flows, in the order in which they began."""
         with self.database.read() as connection:
-            return [dict(row) for row in connection.execute(_OF_JOB, {"job_id": job_id}).mappings()]
+            return [*connection.execute(_OF_JOB, {"job_id": job_id}).mappings()]
 
     def backend(self, lease: Lease, has_effect: Callable[[str], bool] = lambda _step: True) -> JobBackend:
         """Return the backend for one run of one job.
@@ -146,10 +164,6 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
         return atom_detail
 
     # -- what the runner calls -------------------------------------------------------------------------------
-
-    def store(self, **values: Any) -> None:
-        """Write fields of the job now."""
-        self.write(job_columns(**values))
 
     def note(self, **values: Any) -> None:
         """Write fields of the job with what is written next."""
@@ -307,7 +321,7 @@ class _Flow:
         return {**self._row, "state": self._state, "meta": self._meta, "steps": f"[{','.join(texts)}]"}
 
 
-def _flow_detail(row: Mapping[str, Any], *, lazy: bool = False) -> models.FlowDetail:
+def _flow_detail(row: Mapping[Any, Any], *, lazy: bool = False) -> models.FlowDetail:
     detail = models.FlowDetail(row["name"], row["id"])
     detail.state = row["state"]
     detail.meta = json.loads(row["meta"])

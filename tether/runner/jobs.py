@@ -31,7 +31,7 @@ from tether.flows.registry import Part, parts
 from tether.persistence.journal import Lease
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Place, job_columns
-from tether.persistence.logbook import JobConnection, Logbook
+from tether.persistence.logbook import JobConnection, Logbook, Rows, details
 from tether.persistence.owner import Owner
 from tether.runner.engine import StepEngine, plan_of
 from tether.runner.heart import Heart, Hold
@@ -48,13 +48,15 @@ CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
 BEGUN = (states.RUNNING, states.SUCCESS, states.FAILURE)
 #: How many steps of all jobs may be under way in threads of their own.
 POOL = 16
+#: Of how many jobs that are to be resumed the flows are read at a time.
+PREFETCH = 100
 
 
 Parts = Callable[[str, int], Sequence[Part]]
 #: The flows of a job as they were stored, by name.
-Details = dict[str, models.FlowDetail]
+Flows = dict[str, models.FlowDetail]
 #: What is done with them before they are run again.
-Prepare = Callable[[Run, JobConnection, Details], None]
+Prepare = Callable[[Run, JobConnection, Flows], None]
 
 
 class Runner:
@@ -122,13 +124,14 @@ class Runner:
     def run(self, job: Job) -> Job:
         """Run a job that was just added to its end; return it as it ended."""
         leases, lease = self._new.pop(job.id)
-        return self._held_run(leases, lease, job, None, lambda *_: None)
+        return self._held_run(leases, lease, job)
 
-    def resume(self, job: Job, *, fenced: bool = False) -> Job:
+    def resume(self, job: Job, *, fenced: bool = False, stored: Rows | None = None) -> Job:
         """Take an interrupted or blocked job up again, in the direction in which it was going.
 
         Args:
             fenced: the host of the runner that had it is known to be down for good.
+            stored: its flows, if they were read after the job was; it is only taken as it was read.
 
         Raises:
             UsageError: this is not the place where the job was made.
@@ -139,7 +142,36 @@ class Runner:
             return job
         self.same_place(job)
         self._unlock()
-        return self._take_up(job, lambda *_: None, fenced=fenced)
+        return self._take_up(job, lambda *_: None, fenced=fenced, stored=stored)
+
+    def resume_all(
+        self,
+        jobs: Sequence[Job],
+        parallel: int,
+        *,
+        fenced: bool = False,
+        begin: Callable[[Job], None] = lambda _job: None,
+    ) -> list[Job | TetherError]:
+        """Resume several jobs, so many at a time; return how each ended, in their order.
+
+        Args:
+            begin: called in the thread of each job before it is taken up.
+        """
+
+        def one(job: Job, stored: Rows) -> Job | TetherError:
+            begin(job)
+            try:
+                return self.resume(job, fenced=fenced, stored=stored)
+            except TetherError as error:
+                return error
+
+        ended: list[futures.Future[Job | TetherError]] = []
+        with ThreadPoolExecutor(parallel, thread_name_prefix="job") as pool:
+            for first in range(0, len(jobs), PREFETCH):
+                part = jobs[first : first + PREFETCH]
+                rows = self.logbook.rows_of([job.id for job in part])
+                ended += [pool.submit(one, job, rows[job.id]) for job in part]
+        return [future.result() for future in ended]
 
     def abort(self, job: Job) -> Job:
         """Roll an interrupted, running or blocked job back; a running one's runner is asked to stop first.
@@ -252,6 +284,7 @@ class Runner:
         *,
         backward: bool = False,
         fenced: bool = False,
+        stored: Rows | None = None,
     ) -> Job:
         """Take an open job's lease and run it; return it as it ended, or had ended before."""
         self.parts(job.kind, job.version)  # a job that this release does not know is left as it is
@@ -272,25 +305,30 @@ class Runner:
             lease = leases.take(job, job_columns(**values), fenced=fenced)
             if lease is not None:
                 held = replace(job, **values, generation=lease.generation, runner=leases.me)
-                return self._held_run(leases, lease, held, job, prepare)
-            job = self.tools.ledger.job(job.id)  # somebody was quicker
+                return self._held_run(leases, lease, held, before=job, prepare=prepare, stored=stored)
+            job, stored = self.tools.ledger.job(job.id), None  # somebody was quicker
 
     def _held_run(
         self,
         leases: Leases,
         lease: Lease,
         job: Job,
-        before: Job | None,
-        prepare: Prepare,
+        *,
+        before: Job | None = None,
+        prepare: Prepare = lambda *_: None,
+        stored: Rows | None = None,
     ) -> Job:
         """Run a job whose lease is held.
 
         Args:
             before: the job as it was before it was taken up; None for a new one.
+            stored: its flows, if they are known already.
         """
+        if stored is None:
+            stored = self.logbook.rows(job.id) if before is not None else []
         effects = self._effects(job)
         connection = self.logbook.backend(lease, effects.__contains__).get_connection()
-        run = Run(tools=self.tools, job=job, store=connection.store, note=connection.note, keep=connection.keep_secret)
+        run = Run(tools=self.tools, job=job, note=connection.note, keep=connection.keep_secret)
         if before is not None:
             now = self.tools.clock.time()
             run.ended_at = before.updated_at if before.runner is None else min(before.expires_at or now, now)
@@ -301,7 +339,7 @@ class Runner:
         self.runs.append(run)
         self.heart.begin(hold)
         try:
-            return self._carry_out(run, connection, prepare)
+            return self._carry_out(run, connection, prepare, details(stored))
         except LostLease as lost:
             raise HeldError(lost.message, resource=f"job {job.id}", hint=f"see: tether job show {job.id}") from lost
         except UncertainError as error:
@@ -319,20 +357,20 @@ class Runner:
         plans = [plan_of(part, job.params) for part in self.parts(job.kind, job.version)]
         return frozenset().union(*(plan.effects for plan in plans))
 
-    def _carry_out(self, run: Run, connection: JobConnection, prepare: Prepare) -> Job:
+    def _carry_out(self, run: Run, connection: JobConnection, prepare: Prepare, stored: list[models.FlowDetail]) -> Job:
         job = run.job
         try:
-            details = self._details(job) if job.attempts > 1 else {}
-            atoms = [atom for detail in details.values() for atom in detail]
+            flows = {detail.name: detail for detail in stored}
+            atoms = [atom for detail in stored for atom in detail]
             run.in_flight = frozenset(atom.name for atom in atoms if atom.state in CUT_OFF)
             run.begun = {atom.name for atom in atoms if any(state in BEGUN for state, _since in atom.history)}
             run.undone = {atom.name for atom in atoms if atom.state == states.REVERTED}
             if not run.orderly:
                 run.undoing = {atom.name for atom in atoms if atom.state == states.REVERTING}
-            prepare(run, connection, details)
+            prepare(run, connection, flows)
             reverted = False
             for part in self.parts(job.kind, job.version):
-                reverted = self._run_part(run, part, connection, details.get(part.name))
+                reverted = self._run_part(run, part, connection, flows.get(part.name))
                 if reverted:
                     break
         except Blocked as blocked:
@@ -371,9 +409,6 @@ class Runner:
         if blocked.undoing and run.error:
             error["reason"] = run.error.get("reason", run.error)
         return error
-
-    def _details(self, job: Job) -> Details:
-        return {detail.name: detail for detail in self.logbook.flows(job.id)}
 
     def _run_part(self, run: Run, part: Part, connection: JobConnection, detail: models.FlowDetail | None) -> bool:
         """Run one flow of the job; return True if it is, or was, rolled back."""
@@ -416,9 +451,9 @@ class Runner:
             raise ConflictError(
                 f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="undo it with its opposite"
             )
-        details = self._details(job)
+        flows = {detail.name: detail for detail in self.logbook.flows(job.id)}
         for part in self.parts(job.kind, job.version):
-            detail = details.get(part.name)
+            detail = flows.get(part.name)
             if not part.revertible:  # begun or not: what is before it is done
                 raise ConflictError(
                     f"job {job.id} is past its pivot: it only goes forward",
@@ -428,11 +463,11 @@ class Runner:
             if detail is None or detail.state != states.SUCCESS:
                 return
 
-    def _turn_back(self, run: Run, connection: JobConnection, details: Details) -> None:
+    def _turn_back(self, run: Run, connection: JobConnection, flows: Flows) -> None:
         """Make the flow go backward when it is run."""
         run.failed("", FinalError("aborted by an operator"))
         for part in self.parts(run.job.kind, run.job.version):
-            detail = details.get(part.name)
+            detail = flows.get(part.name)
             if detail is None:
                 detail = models.FlowDetail(part.name, uuidutils.generate_uuid())
                 detail.state = states.REVERTED
@@ -443,7 +478,7 @@ class Runner:
                     atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
                 elif atom.state == states.SUCCESS:
                     atom.intention = states.REVERT
-            details[part.name] = detail
+            flows[part.name] = detail
             connection.update_flow_details(detail)
             connection.write({}, what=f"{part.name}.turn-back")
             return

@@ -85,7 +85,7 @@ class Run:
         undone: names of the steps that are undone, in this run or an earlier one.
         undoing: names of the steps inside whose undo an earlier run was cut off.
         orderly: the earlier run stopped by itself, with every answer known.
-        store: makes columns of the job's row durable at once; ``note`` makes them so with what is stored next.
+        note: makes columns of the job's row durable with what is stored next.
         keep: makes a sealed secret of the job durable, by its name, with what is stored next.
         ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
     """
@@ -102,7 +102,6 @@ class Run:
     undone: set[str] = field(default_factory=set)
     undoing: set[str] = field(default_factory=set)
     orderly: bool = False
-    store: Callable[..., None] = _only_looked_at
     note: Callable[..., None] = _only_looked_at
     keep: Callable[[str, str], None] = _only_looked_at
     futures: list[Future[Any]] = field(default_factory=list)
@@ -160,8 +159,9 @@ class Run:
         until = since + self._settle(book)
         if until > self._quiet_at.get(book, 0.0):
             self._quiet_at[book] = until
-            # A repeat may succeed and this process be killed after it: the first call is still on the wire then.
-            self.store(quiet_at=dict(self._quiet_at))
+            # A repeat may succeed and this process be killed after it: the first call is still on the wire then. It is
+            # written with what says that the step is over; until then the step says so itself.
+            self.note(quiet_at=dict(self._quiet_at))
 
     def _settle(self, book: str) -> float:
         settings = self.tools.settings
