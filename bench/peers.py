@@ -60,6 +60,14 @@ def full_sync(engine: Any) -> None:
     sa.event.listen(engine, "connect", on_connect)
 
 
+def durability(engine: sa.Engine) -> dict[str, Any]:
+    """Return what an SQLite engine's durability rests on, as it is read back; a server's is read elsewhere."""
+    if engine.dialect.name != "sqlite":
+        return {}
+    with engine.connect() as connection:
+        return sqlite_facts(connection)
+
+
 class Commits:
     """Counts the transactions that an SQLAlchemy engine commits."""
 
@@ -132,10 +140,7 @@ class Stock(Bare):
         engines.load(chain(), book=book, backend=self._backend, engine="serial").run()
 
     def facts(self) -> dict[str, Any]:
-        if self._engine.dialect.name != "sqlite":
-            return {}
-        with self._engine.connect() as connection:
-            return sqlite_facts(connection)
+        return durability(self._engine)
 
     def commits(self) -> int | None:
         return self._commits.count
@@ -176,10 +181,7 @@ class Dbos:
         spread(flows, threads, self._workflow)
 
     def facts(self) -> dict[str, Any]:
-        if self._engine.dialect.name != "sqlite":
-            return {}
-        with self._engine.connect() as connection:
-            return sqlite_facts(connection)
+        return durability(self._engine)
 
     def commits(self) -> int | None:
         return self._commits.count
