@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import stevedore
 from cliff import command, lister, show
 
 from tether.cli.printable import printable
@@ -114,17 +116,32 @@ class Command(Reported, command.Command):  # type: ignore[misc]  # two `run`s, o
     """A command without a result to format."""
 
 
-class Lister(Reported, lister.Lister):  # type: ignore[misc]  # two `run`s, on purpose
+@cache
+def _formats(namespace: str) -> stevedore.ExtensionManager[Any]:
+    """Return the output formats; ``tether --help`` makes every command, and each would look them up anew."""
+    return stevedore.ExtensionManager(namespace, invoke_on_load=True)
+
+
+class _Formatted(Reported):
+    """A command with a result to format."""
+
+    formatter_namespace: str
+
+    def _load_formatter_plugins(self) -> stevedore.ExtensionManager[Any]:
+        return _formats(self.formatter_namespace)
+
+
+class Lister(_Formatted, lister.Lister):  # type: ignore[misc]  # two `run`s, on purpose
     """A command whose result is a table."""
 
+    formatter_namespace = "cliff.formatter.list"
 
-class ShowOne(Reported, show.ShowOne):  # type: ignore[misc]  # two `run`s, on purpose
+
+class ShowOne(_Formatted, show.ShowOne):  # type: ignore[misc]  # two `run`s, on purpose
     """A command whose result is one object."""
 
-    @property
-    def formatter_namespace(self) -> str:
-        """Where the formats are registered: cliff's own place would change every other cliff program."""
-        return "tether.formats.show"
+    #: cliff's own place would change every other cliff program.
+    formatter_namespace = "tether.formats.show"
 
 
 def moment(seconds: float | None) -> str:
