@@ -12,6 +12,7 @@ from tether.cli.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tether.matrix.trial import Verdict
     from tether.runner.watch import Event
 
 #: TaskFlow's states of a step, as a person reads them: mark, word, style.
@@ -105,3 +106,43 @@ class Progress:
             )
         # Not the table's own title, which is no wider than its rows.
         return Group(Text(self._title, style="bold"), table)
+
+
+class Counted:
+    """Counts many cases on a terminal, each with how it ended; shows nothing in a pipe."""
+
+    def __init__(self, stderr: IO[str]) -> None:
+        self._shown = stderr.isatty()
+        self._stderr = stderr
+        self._wrong = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(file=self._stderr), transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, what: str, total: int | None) -> None:
+        """Begin to count."""
+        self._wrong = 0
+        if self._bar is not None:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._bar.add_task(what, total=total)
+
+    def count(self, verdict: Verdict) -> None:
+        """Count one."""
+        self._wrong += bool(verdict.violations)
+        if self._bar is not None:
+            (task,) = self._bar.task_ids
+            wrong = f", [red]{self._wrong} wrong[/red]" if self._wrong else ""
+            self._bar.update(task, advance=1, description=f"{printable(verdict.case)[:70]:70}{wrong}")

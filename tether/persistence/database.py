@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, NoSuchModuleError
 
+from tether import faults
 from tether.errors import ConfigError, UncertainError
 from tether.persistence import schema
 
@@ -74,6 +75,7 @@ class Database:
             try:
                 with connection.begin():
                     yield connection
+                    _may_break("database.write")
             except DBAPIError as error:
                 if not isinstance(error, IntegrityError):
                     connection.invalidate()
@@ -108,6 +110,7 @@ class Database:
             UncertainError: the database does not answer; a statement may or may not have been carried out.
         """
         with self._translated(), self.reader.connect() as connection:
+            _may_break("database.read")
             yield connection
 
     @contextmanager
@@ -201,6 +204,14 @@ class Prepared:
         """Execute it on a connection with these values."""
         given = tuple(values[name] for name in self._order) if self._order is not None else values
         return connection.exec_driver_sql(self._text, given)
+
+
+def _may_break(point: str) -> None:
+    """Let an injected fault come as the driver's own errors do."""
+    try:
+        faults.point(point)
+    except sqlite3.Error as error:
+        raise DBAPIError(point, None, error) from error
 
 
 def _shown(url: str) -> str:
