@@ -56,6 +56,12 @@ class RunFaults(Lister):
             help="each point in every case that a flow is built for, not only in the first that passes it",
         )
         parser.add_argument(
+            "--world",
+            choices=("sim", "live"),
+            default="sim",
+            help="embedded worlds, or the live one that bin/live has started (TETHER_LIVE_DIR, or .live); default: sim",
+        )
+        parser.add_argument(
             "--double", action="store_true", help="a second fault in the recovery from the first; a sample"
         )
         parser.add_argument(
@@ -85,7 +91,8 @@ class RunFaults(Lister):
         wanted = Wanted(parsed_args.point, parsed_args.action, parsed_args.flow, everywhere=parsed_args.everywhere)
         report = Report(parsed_args.report)
         begun = time.monotonic()
-        campaign = Campaign(_program, jobs=parsed_args.jobs or 3 * (os.cpu_count() or 1))
+        live = Path(os.environ.get("TETHER_LIVE_DIR") or ".live").absolute() if parsed_args.world == "live" else None
+        campaign = Campaign(_program, jobs=parsed_args.jobs or 3 * (os.cpu_count() or 1), live=live)
         try:
             cases = self._run(campaign, report, wanted, parsed_args)
         finally:
@@ -156,7 +163,7 @@ def _program(words: list[str]) -> int:
 
 def _without_case(campaign: Campaign, cases: list[Case], wanted: Wanted) -> list[str]:
     """Return the points that nothing was broken at, of those that were asked for."""
-    if wanted.points or wanted.actions or wanted.flows:
+    if wanted.points or wanted.actions or wanted.flows or campaign.live:
         return []
     return sorted(campaign.points.keys() - {point for case in cases for point in case.points})
 

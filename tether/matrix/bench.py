@@ -119,7 +119,7 @@ class Bench:
 
     def books(self, kind: str, variant: Variant) -> dict[str, Any]:
         """Return the books of the world that cases begin with."""
-        return judge.comparable(self.start(kind, variant))
+        return World(self, self.start(kind, variant), variant).books()
 
 
 class World:
@@ -133,6 +133,30 @@ class World:
         self.away = False
         self._runs = 0
 
+    @property
+    def ledger(self) -> Path:
+        """Tether's database, which may not be there yet."""
+        return self.directory / "tether.sqlite"
+
+    def books(self) -> dict[str, Any]:
+        """Return the five books, as they can be compared."""
+        return judge.comparable(self.directory)
+
+    def danger(self) -> list[str]:
+        """Return what must be true at no moment."""
+        return judge.danger(judge.snapshot(self.directory))
+
+    def options(self, config: Path, words: Sequence[str]) -> list[str]:
+        """Return the global options of a command; ``config`` is a file to be written for it."""
+        config.write_text(PACE.format(data_path=self.variant.data_path, lease_ttl=self.lease))
+        world = [] if words[:2] == ("sim", "create") else ["--sim", str(self.directory)]
+        return ["--config-file", str(config), *world]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command's environment has in addition."""
+        return {}
+
     def run(self, words: Sequence[str], armed: Sequence[str] = ()) -> Outcome:
         """Run a command to its end.
 
@@ -145,11 +169,7 @@ class World:
         """Start a command."""
         self._runs += 1
         said, passed = (self.directory.parent / f"{self.directory.name}.{self._runs}.{each}" for each in ("said", "at"))
-        config = self.directory.parent / f"{self.directory.name}.{self._runs}.conf"
-        config.write_text(PACE.format(data_path=self.variant.data_path, lease_ttl=self.lease))
-        options = ["--config-file", str(config)]
-        if words[:2] != ("sim", "create"):
-            options += ["--sim", str(self.directory)]
+        options = self.options(self.directory.parent / f"{self.directory.name}.{self._runs}.conf", words)
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -168,6 +188,7 @@ class World:
             if self.away:  # as a runner of a host that nobody here can look into
                 place = ("elsewhere", "elsewhere", "b", "pid:[1]")
                 owner._machine = lambda: place  # type: ignore[assignment]  # noqa: SLF001 - a cached fact
+            os.environ.update(self.environment)
             faults.disarm()
             for spec in armed:
                 faults.arm(spec)

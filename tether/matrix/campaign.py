@@ -18,10 +18,14 @@ from typing import Any, TypeVar
 
 from tether.matrix.bench import Bench, Program
 from tether.matrix.journeys import VARIANTS, Journey, journeys
+from tether.matrix.live import LiveBench
 from tether.matrix.points import Point, all_points
 from tether.matrix.trial import Case, Trial, Verdict
 
 R = TypeVar("R")
+
+#: The variants that a live world has what they need for.
+LIVE = ("network", "legacy-network")
 
 #: Faults after which something is left to recover, and with it the points that a second fault can be at.
 LEAVING = ("kill", "stop", "database-gone", "disk-full")
@@ -86,15 +90,17 @@ class Campaign:
 
     Args:
         program: runs a command line of tether.
-        jobs: how many cases at a time.
+        jobs: how many cases at a time; on a live world one.
+        live: the directory of a live world, to work in that.
     """
 
-    def __init__(self, program: Program, *, jobs: int) -> None:
+    def __init__(self, program: Program, *, jobs: int, live: Path | None = None) -> None:
         memory = Path("/dev/shm")  # noqa: S108 - what is killed here are processes, never the machine
         self._scratch = Path(tempfile.mkdtemp(prefix="tether-matrix-", dir=memory if memory.is_dir() else None))
         global _bench  # noqa: PLW0603 - see there
-        _bench = Bench(self._scratch, program)
-        self._pool = ProcessPoolExecutor(jobs, get_context("fork"), _begin)
+        _bench = Bench(self._scratch, program) if live is None else LiveBench(self._scratch, program, live)
+        self.live = live is not None
+        self._pool = ProcessPoolExecutor(1 if self.live else jobs, get_context("fork"), _begin)
         self.journeys = {journey.name: journey for journey in journeys()}
         self.points = {point.name: point for point in all_points()}
 
@@ -108,7 +114,9 @@ class Campaign:
     def scout(self, wanted: Wanted) -> dict[str, list[str]]:
         """Return for each journey the points that its broken command passes, in order: each run once, undisturbed."""
         some = [each for each in self.journeys.values() if not wanted.flows or each.flow in wanted.flows]
-        if not wanted.everywhere and not wanted.flows:
+        if self.live:
+            some = [each for each in some if each.about_job and each.variant.name in LIVE]
+        elif not wanted.everywhere and not wanted.flows:
             some = [each for each in some if each.variant in VARIANTS]
         found = dict(self._map(_scout, some))
         return {each.name: found[each.name] for each in some}
@@ -120,7 +128,9 @@ class Campaign:
             journey = self.journeys[name]
             for each in points:
                 key = (journey.phase, journey.undoing, each)
-                if each not in self.points or (not wanted.everywhere and key in seen):
+                if each not in self.points or (self.live and self.points[each].kind == "call"):
+                    continue
+                if not wanted.everywhere and key in seen:
                     continue
                 seen.add(key)
                 point = self.points[each]

@@ -99,7 +99,7 @@ def _ledger(path: Path) -> dict[str, Any]:
             return nothing
         columns = "volume_id, server_id, state, target, bus, address, mode, dialect, data_path, pending_unplug"
         return {
-            "mappings": connection.execute(f"SELECT {columns} FROM tether_mappings ORDER BY 1, 2").fetchall(),  # noqa: S608
+            "mappings": connection.execute(f"SELECT {columns} FROM tether_mappings ORDER BY 1, 2").fetchall(),
             "connections": connection.execute(
                 "SELECT machine_id, volume_id, identity, path FROM tether_connections ORDER BY 1, 2"
             ).fetchall(),
@@ -122,7 +122,7 @@ def _guest(path: Path) -> dict[str, Any]:
 def _definition(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    root = ET.parse(path).getroot()  # noqa: S314 - the embedded world's own
+    root = ET.parse(path).getroot()
     return {
         "disks": [
             ET.canonicalize(ET.tostring(disk, encoding="unicode"), strip_text=True)

@@ -86,8 +86,8 @@ class Trial:
     def run(self) -> Verdict:
         """Break, recover, judge."""
         begun = time.monotonic()
-        variant = self.journey.variant
-        self.world = self.bench.world(f"case-{os.getpid()}", self.journey.start, variant)
+        self.world = self.bench.world(f"case-{os.getpid()}", self.journey.start, self.journey.variant)
+        self._begun = time.time()
         try:
             self._break()
             self._judge()
@@ -156,15 +156,18 @@ class Trial:
 
     def _job(self) -> tuple[str, int | None]:
         """Return state and exit code of the job; of two, since one was stopped before it had its own, the done one."""
-        path = self.world.directory / "tether.sqlite"
+        path = self.world.ledger
         if not path.exists():
             return "nothing", None
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
             if not database.execute("SELECT name FROM sqlite_master WHERE name = 'tether_jobs'").fetchall():
                 return "nothing", None
             kind = self.journey.flow.partition("-")[0].rpartition(" ")[2]
-            query = "SELECT state, exit_code FROM tether_jobs WHERE kind = ? ORDER BY exit_code = 0, created_at"
-            rows = database.execute(query, (kind,)).fetchall()
+            rows = database.execute(
+                "SELECT state, exit_code FROM tether_jobs WHERE kind = ? AND created_at >= ?"
+                " ORDER BY exit_code = 0, created_at",
+                (kind, self._begun),
+            ).fetchall()
         return (str(rows[-1][0]), rows[-1][1]) if rows else ("nothing", None)
 
     def _fits(self, state: str, code: int | None) -> None:
@@ -175,7 +178,7 @@ class Trial:
 
     def _look(self) -> None:
         """See that at this moment nothing is cut off below one who may use it."""
-        self.verdict.violations += judge.danger(judge.snapshot(self.world.directory))
+        self.verdict.violations += self.world.danger()
 
     def _judge(self) -> None:
         self.world.settle()
@@ -204,7 +207,7 @@ class Trial:
         """Hold the books against those of a world in which nothing went wrong."""
         variant = self.journey.variant
         expected = self.bench.books("fresh" if kind == "bare" else kind, variant)
-        found = judge.comparable(self.world.directory)
+        found = self.world.books()
         self.verdict.violations += [
             line for line in judge.diff(expected, found) if not _is_residue(line, variant, self.verdict.end)
         ]
