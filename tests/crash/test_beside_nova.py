@@ -75,7 +75,7 @@ def test_readme_says_the_counts() -> None:
     wrong, struck = nova_page.nova_counts()["exceptions"]
     assert f"at {stay} of {points} points at which it was killed, and after {wrong} of {struck} exceptions" in text
     assert f"at {kills.inconsistent} of {kills.spots}, with none blocked" in text
-    assert f"after {errors.inconsistent} of {errors.spots}: [number by number](docs/beside-nova.md)" in text
+    assert f"and after {errors.inconsistent} of {errors.spots}, once" in text
     assert kills.blocked == 0
 
 
