@@ -1,4 +1,4 @@
-"""The judge of the embedded world, as the fault matrix has it, and its books in the words of the measurement of Nova."""
+"""The judge of the embedded world: the fault matrix's, and the books in the words of the measurement of Nova."""
 
 from __future__ import annotations
 

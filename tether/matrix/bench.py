@@ -19,7 +19,7 @@ from typing import Any
 
 from tether import faults
 from tether.matrix import judge
-from tether.matrix.journeys import RESUME, Variant
+from tether.matrix.journeys import Variant
 from tether.persistence import owner
 
 #: Runs one command line and returns its exit code.
@@ -228,10 +228,6 @@ class World:
             if time.monotonic() > deadline:
                 os.kill(child.pid, signal.SIGKILL)
             time.sleep(0.005)
-
-    def recover(self, *, fenced: bool = False, armed: Sequence[str] = ()) -> Outcome:
-        """Take the newest job up."""
-        return self.run((*RESUME, *(("--fenced",) if fenced else ())), armed)
 
     def settle(self) -> None:
         """Let everything happen that was to happen late."""

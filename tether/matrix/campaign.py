@@ -47,7 +47,8 @@ class Wanted:
     def has(self, journey: Journey, point: Point, action: str) -> bool:
         """Return True if this cell is asked for; a point by its beginning too."""
         return (
-            (not self.flows or journey.flow in self.flows)
+            (not journey.actions or action in journey.actions)
+            and (not self.flows or journey.flow in self.flows)
             and (not self.points or any(f"{point.name}.".startswith(f"{each}.") for each in self.points))
             and (not self.actions or action in self.actions)
         )
@@ -127,7 +128,7 @@ class Campaign:
         for name, points in passed.items():
             journey = self.journeys[name]
             for each in points:
-                key = (journey.phase, journey.undoing, each)
+                key = (journey.phase, journey.where, each)
                 if each not in self.points or (self.live and self.points[each].kind == "call"):
                     continue
                 if not wanted.everywhere and key in seen:

@@ -10,6 +10,10 @@ from functools import partial
 KILLED = 128 + signal.SIGKILL
 
 
+RESUME = ("job", "resume", "--last")
+ABORT = ("job", "abort", "--last")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One case that a flow is built for.
@@ -54,7 +58,8 @@ FURTHER = (
     Variant("stopped", server="stopped1"),
     Variant("paused", server="paused1"),
     Variant("multiattach", volume="shared1"),
-    Variant("legacy-network", dialect="legacy", data_path="network"),
+    # A volume of its own: the legacy dialect leaves metadata by which Cinder calls later attachments read-only.
+    Variant("legacy-network", volume="vol2", dialect="legacy", data_path="network"),
 )
 
 
@@ -90,6 +95,8 @@ class Journey:
         about_job: it is a job that is broken; else the command is simply run again.
         undoing: only what is undone in the broken command counts, not what goes forward in it.
         where: tells journeys of one flow and phase apart.
+        recovery: the command that is to end what the fault has left open.
+        actions: what alone may go wrong; empty for all.
     """
 
     flow: str
@@ -101,15 +108,13 @@ class Journey:
     about_job: bool = True
     undoing: bool = False
     where: str = ""
+    recovery: tuple[str, ...] = RESUME
+    actions: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The journey's name, of which there is one."""
         return " ".join(filter(None, (self.flow, self.phase, self.where)))
-
-
-RESUME = ("job", "resume", "--last")
-ABORT = ("job", "abort", "--last")
 
 
 def journeys() -> list[Journey]:
@@ -132,6 +137,7 @@ def _of_jobs(variant: Variant) -> Iterator[Journey]:
         return  # its live unplug cannot be carried out
     done = Command(variant.attach, (f"finish-mapping{legacy}.act.after=kill",))
     yield flow("abort", broken=Command(ABORT), before=(done,))
+    yield flow("abort", broken=Command(variant.attach), recovery=ABORT, actions=("kill",), where="after")
 
     first, failing = "commit.begin-detaching.act.before=kill", "unplug-live.act.before=fail"
     flow = partial(Journey, variant.flow("detach"), start="attached", variant=variant)
@@ -142,6 +148,7 @@ def _of_jobs(variant: Variant) -> Iterator[Journey]:
     undoing = Command(variant.detach, (failing, "unplug-live.undo.before=kill"))
     yield failed("resume", broken=Command(RESUME), before=(undoing,), where="undoing")
     yield flow("abort", broken=Command(ABORT), before=(Command(variant.detach, ("unplug-live.act.before=kill",)),))
+    yield flow("abort", broken=Command(variant.detach), recovery=ABORT, actions=("kill",), where="after")
 
 
 def _of_commands() -> Iterator[Journey]:

@@ -14,10 +14,11 @@ from typing import Any
 
 from tether.matrix import judge
 from tether.matrix.bench import SHORT_LEASE, Bench, Child, Outcome, World
-from tether.matrix.journeys import Journey, Variant
+from tether.matrix.journeys import ABORT, RESUME, Journey, Variant
 
 #: How the newest job may end.
 ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
+CONFLICT = 2
 #: The legacy dialect's reserve has no owner, so that after some faults nothing can tell whose the volume's status is:
 #: these words are in what such a job says then.
 NOBODYS = ("cannot be known", "cannot be told")
@@ -142,8 +143,12 @@ class Trial:
             if state in ENDS and state != "blocked":
                 return
             if state != "nothing":
-                done = self.world.recover(fenced=fenced, armed=armed)
-                words = ("job", "resume", "--last")
+                words = (*self.journey.recovery, *(("--fenced",) if fenced else ()))
+                done = self.world.run(words, armed)
+                if done.code == CONFLICT and self.journey.recovery == ABORT:  # past its pivot
+                    self._say(words, armed, done)
+                    words = RESUME
+                    done = self.world.run(words, armed)
             else:
                 done = self.world.run(words, armed)
         else:
