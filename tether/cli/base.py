@@ -65,6 +65,11 @@ class Reported:
             ) from error
         return code
 
+    def damaged(self, error: TetherError) -> None:
+        """Tell of a row of the ledger that cannot be read; the others are shown, and the exit code says so."""
+        self.app.report(error)
+        self.exit_code = error.exit_code
+
     @property
     def sim(self) -> Path | None:
         """The embedded world's directory, if one was asked for."""

@@ -22,7 +22,7 @@ def positive(text: str) -> int:
 
 
 class ListJobs(Lister):
-    """List jobs, the newest first."""
+    """List jobs, the newest first. Exit 4 if a row of the ledger is damaged: the others are listed."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -42,7 +42,9 @@ class ListJobs(Lister):
                     (job.step or (_reached(book, job) if job.open else "")).partition("/")[0],
                     moment(job.created_at),
                 )
-                for job in book.ledger.list_jobs(open_only=parsed_args.open, limit=parsed_args.limit)
+                for job in book.ledger.list_jobs(
+                    open_only=parsed_args.open, limit=parsed_args.limit, damaged=self.damaged
+                )
             ]
         return COLUMNS, rows
 
@@ -89,7 +91,7 @@ class ShowJob(_OneJob):
             "steps": [f"{name} {state}" for name, state in steps] if self.is_machine else _steps(steps),
             "error": job.error["message"] if job.error else "",
             "because": job.error["reason"]["message"] if job.error and job.error.get("reason") else "",
-            "hint": job.error["hint"] if job.error else "",
+            "hint": job.error.get("hint", "") if job.error else "",
             "attempts": job.attempts,
             "runner": str(job.runner) if job.runner else "",
             "settled": _settled(job),
@@ -169,7 +171,8 @@ class ResumeJob(Lister):
             raise UsageError("name the jobs", hint="give JOB… (the beginning of an id is enough), --last, or --all")
         with self.ledger() as book:
             if parsed_args.all:
-                jobs = [job for job in book.ledger.list_jobs(open_only=True, limit=None) if not book.is_live(job)][::-1]
+                listed = book.ledger.list_jobs(open_only=True, limit=None, damaged=self.damaged)
+                jobs = [job for job in listed if not book.is_live(job)][::-1]
             else:
                 found = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
                 jobs = list({job.id: job for job in found}.values())
@@ -189,7 +192,8 @@ class ResumeJob(Lister):
             else:
                 ended = take_up_many(self.app, world, jobs, parsed_args.parallel, fenced=parsed_args.fenced)
             now = world.tools.clock.time()
-        self.exit_code = min((job.exit_code or 0 for job in ended), key=GRAVEST.index)
+        codes = [self.exit_code, *(job.exit_code or 0 for job in ended)]
+        self.exit_code = min(codes, key=GRAVEST.index)
         return RESUMED, [
             (job.id, job.kind, job_state(job, live=job.is_live(now)), job.volume_name, job.server_name, job.exit_code)
             for job in ended
