@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import JOB_FIELDS, Lister, ShowOne, job_fields, job_state, moment
+from tether.cli.printable import Lines
 
 if TYPE_CHECKING:
     from tether.persistence.ledger import Job, Ledger
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
 COLUMNS = ("job", "kind", "state", "volume", "server", "step", "created")
 
 
+#: Of a number on the command line: no more fit into every database and thread pool.
+MOST_DIGITS = 9
+
+
 def positive(text: str) -> int:
     """Return a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {'9' * MOST_DIGITS}")
     return int(text)
 
 
@@ -133,7 +138,7 @@ def _in_order(job: Job, steps: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _steps(steps: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps)
+    return Lines("\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps))
 
 
 RESUMED = ("job", "kind", "state", "volume", "server", "exit_code")
