@@ -64,6 +64,15 @@ def attachment(body: Mapping[str, Any]) -> Attachment:
     )
 
 
+def created(body: Mapping[str, Any]) -> str:
+    """Return the id of an attachment that was just made.
+
+    Raises:
+        KeyError, TypeError, ValueError: the body has none.
+    """
+    return _id(body, "id")
+
+
 def connection(body: Mapping[str, Any] | None) -> Connection | None:
     """Return the connection of a connection_info of either dialect; None where it is null or empty.
 
