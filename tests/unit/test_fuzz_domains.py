@@ -115,6 +115,29 @@ domains = st.builds(
 )  # fmt: skip
 
 
+def with_ports(xml: str, count: int, scsi: int) -> str:
+    """Return the domain with root ports 1..count, and virtio-scsi controllers."""
+    more = [f"<controller type='pci' model='pcie-root-port' index='{number}'/>" for number in range(1, count + 1)]
+    more += [f"<controller type='scsi' model='virtio-scsi' index='{number}'/>" for number in range(scsi)]
+    return xml.replace("<devices>", f"<devices>{''.join(more)}")
+
+
+domains = st.builds(with_ports, domains, st.integers(0, 12), st.integers(0, 2))
+
+
+def has_controller(xml: str, slot: Slot) -> bool:
+    """Return True if the definition has what the slot is on. Imports nothing of tether's parser."""
+    root = ET.fromstring(xml)
+    if slot.bus == "virtio" and number(slot.address["bus"]) == 0:
+        machine = root.find("os/type")
+        return machine is not None and machine.get("machine") in {"pc", "pc-i440fx-7.2"}
+    model, key = {"virtio": ("pcie-root-port", "bus"), "scsi": ("virtio-scsi", "controller")}.get(slot.bus, ("", ""))
+    if not model:
+        return any(item.get("type") == "sata" for item in root.iterfind("devices/controller"))
+    wanted = (model, str(number(slot.address[key])))
+    return wanted in {(item.get("model"), item.get("index")) for item in root.iterfind("devices/controller")}
+
+
 @settings(max_examples=COUNT, deadline=None, print_blob=True)
 @given(live=st.none() | domains, persistent=domains, bus=st.sampled_from(BUSES))
 def test_generated_no_slot_collides(live: str | None, persistent: str, bus: str) -> None:
@@ -124,6 +147,7 @@ def test_generated_no_slot_collides(live: str | None, persistent: str, bus: str)
         clear_refusal(error)
         return
     assert not [line for xml in (live, persistent) if xml for line in collisions(xml, slot)]
+    assert all(has_controller(xml, slot) for xml in (live, persistent) if xml)
 
 
 def test_an_address_with_a_leading_zero_is_in_use_and_one_that_is_no_number_is_refused() -> None:
