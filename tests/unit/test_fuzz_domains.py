@@ -125,6 +125,10 @@ def with_ports(xml: str, count: int, scsi: int) -> str:
 domains = st.builds(with_ports, domains, st.integers(0, 12), st.integers(0, 2))
 
 
+BARE = "<domain><devices><x/></devices></domain>"
+ON_PORT_1 = "<rng><address type='pci' bus='0x01' slot='0x00'/></rng>"
+
+
 def has_controller(xml: str, slot: Slot) -> bool:
     """Return True if the definition has what the slot is on. Imports nothing of tether's parser."""
     root = ET.fromstring(xml)
@@ -140,6 +144,7 @@ def has_controller(xml: str, slot: Slot) -> bool:
 
 @settings(max_examples=COUNT, deadline=None, print_blob=True)
 @given(live=st.none() | domains, persistent=domains, bus=st.sampled_from(BUSES))
+@example(live=with_ports(BARE, 3, 0), persistent=with_ports(BARE.replace("<x/>", ON_PORT_1), 3, 0), bus="virtio")
 def test_generated_no_slot_collides(live: str | None, persistent: str, bus: str) -> None:
     try:
         slot = choose_slot(live and parse_definition(live), parse_definition(persistent), bus=bus)
