@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from tether.cli.printable import printable
+from tether.cli.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class Progress:
         self._by_job = by_job
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
-        self._heading = self._title = printable(title)
+        self._heading = self._title = one_line(title)
         self._spinners: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, float]] = {}
         self._failed: set[str] = set()

@@ -27,6 +27,9 @@ UNUSABLE = {
     "unable to open database file": "it must be a file that this user may read and write, in a directory likewise",
     "attempt to write a readonly database": "let this user write the file and its directory, or use another user",
     "database disk image is malformed": "restore it from a backup",
+    "Could not decode to UTF-8": "a text in it is damaged: correct it, or restore the database from a backup",
+    "no such table": "restore it from a backup",
+    "no such column": "restore it from a backup",
 }
 """What SQLite says of a file that will never answer, and what to do about it."""
 POOL = 16
@@ -58,6 +61,12 @@ class Database:
                 f"the database URL {_shown(url)} cannot be used: {error}",
                 hint="use sqlite:////path/to/file or postgresql+psycopg://… (pip install 'tether[postgresql]')",
             ) from error
+        except (OSError, ValueError):
+            # Not chained, and not told: of a URL that is cut in the wrong place it may show the password.
+            raise ConfigError(
+                "the database URL cannot be used: its path is too long, or its port or an option is no number",
+                hint="use sqlite:////path/to/file or postgresql+psycopg://…; in a password write %40 for @, %2F for /",
+            ) from None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -144,13 +153,21 @@ class Database:
 
     def version(self) -> str | None:
         """Return the schema's version, or None where there is none."""
-        if self.url.get_backend_name() == "sqlite" and not Path(self.url.database or "").exists():
+        if self.url.get_backend_name() == "sqlite" and not self._has_file():
             return None
         with self.read() as connection:
             if not sa.inspect(connection).has_table(schema.VERSION_TABLE):
                 return None
             row = connection.execute(sa.text(f"SELECT version_num FROM {schema.VERSION_TABLE}")).first()  # noqa: S608
         return None if row is None else str(row[0])
+
+    def _has_file(self) -> bool:
+        try:
+            return Path(self.url.database or "").exists()
+        except OSError as error:
+            raise ConfigError(
+                f"the database {self.shown} cannot be used: {error.strerror}", hint="give --database another file"
+            ) from error
 
     @property
     def dialect(self) -> sa.Dialect:
@@ -217,7 +234,7 @@ def _may_break(point: str) -> None:
 def _shown(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return "given"
 
 
