@@ -145,4 +145,4 @@ class Counted:
         if self._bar is not None:
             (task,) = self._bar.task_ids
             wrong = f", [red]{self._wrong} wrong[/red]" if self._wrong else ""
-            self._bar.update(task, advance=1, description=f"{printable(verdict.case)[:70]:70}{wrong}")
+            self._bar.update(task, advance=1, description=f"{one_line(verdict.case)[:70]:70}{wrong}")
