@@ -134,6 +134,9 @@ class LiveWorld(World):
                 lines.append(f"a guest has volume {volume}, which is not exported")
         return lines
 
+    def _is_export(self, line: str) -> bool:
+        return line.startswith(("/tgt/targets/", "/tgt/accounts"))
+
     def options(self, config: Path, words: Sequence[str]) -> list[str]:
         return ["--config-file", str(self.bench.place.directory / "tether.conf")]
 

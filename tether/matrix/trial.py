@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sqlite3
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 from tether.matrix import judge
 from tether.matrix.bench import SHORT_LEASE, Bench, Child, Outcome, World
-from tether.matrix.journeys import ABORT, RESUME, Journey, Variant
+from tether.matrix.journeys import ABORT, RESUME, Journey
 
 #: How the newest job may end.
 ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
@@ -214,7 +213,7 @@ class Trial:
         expected = self.bench.books("fresh" if kind == "bare" else kind, variant)
         found = self.world.books()
         self.verdict.violations += [
-            line for line in judge.diff(expected, found) if not _is_residue(line, variant, self.verdict.end)
+            line for line in judge.diff(expected, found) if not self.world.is_residue(line, self.verdict.end)
         ]
 
     def _wrong(self, text: str) -> None:
@@ -224,11 +223,3 @@ class Trial:
         with_faults = "".join(f" --fault {each}" for each in armed)
         self.verdict.log += f"$ tether{with_faults} {' '.join(words)}\n{done.said}[exit code {done.code}]\n"
         return done
-
-
-def _is_residue(line: str, variant: Variant, end: str) -> bool:
-    """Return True for what is known to stay: the legacy dialect's export; a mark that an unplug was once asked for."""
-    if variant.dialect == "legacy" and line.endswith("False -> True"):
-        return True
-    pending = re.fullmatch(r"/ledger/mappings: (.*), 0\]\] -> (.*), 1\]\]", line)
-    return end == "rolled-back" and pending is not None and pending[1] == pending[2]
