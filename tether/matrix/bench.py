@@ -144,10 +144,10 @@ class World:
 
     def danger(self) -> list[str]:
         """Return what must be true at no moment."""
-        return judge.danger(judge.snapshot(self.directory))
+        return [*judge.danger(judge.snapshot(self.directory)), *judge.told(self.directory)]
 
     def is_residue(self, line: str, end: str) -> bool:
-        """Return True for a difference that is known to stay: the legacy dialect's export, and that an unplug is pending.
+        """Return True for what is known to stay: the legacy dialect's export, and that an unplug is pending.
 
         Args:
             end: how the job ended.

@@ -57,6 +57,18 @@ def danger(books: dict[str, Any]) -> list[str]:
     return lines
 
 
+def told(world: Path) -> list[str]:
+    """Return which of Cinder's secrets lie open in tether's database, a line each."""
+    files = [world / f"tether.sqlite{end}" for end in ("", "-wal")]
+    texts = b"".join(path.read_bytes() for path in files if path.exists())
+    exports = _json(world / "cinder.json").get("exports", {})
+    return [
+        f"the password of volume {volume} is in the database"
+        for volume, export in exports.items()
+        if export["auth_password"].encode() in texts
+    ]
+
+
 def diff(before: Any, after: Any, where: str = "") -> list[str]:
     """Return how two snapshots differ, a line each; empty if they are equal."""
     if isinstance(before, dict) and isinstance(after, dict):

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tether.faults import CALL_ACTIONS
 from tether.flows.registry import CURRENT, parts
 from tether.persistence.ledger import Params
 from tether.sim.script import CALLS
@@ -35,9 +34,15 @@ OTHERS = {
 
 #: Calls that change nothing.
 READS = ("show_", "list_", "find")
+#: The read that shows whether absence is a proof.
+BLIND = "cinder.show_volume"
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless
 #: a second passes between them (a machine that sleeps, say).
 RARE = ("cinder.unreserve",)
+_CALLS = {
+    BLIND: ("blind",),
+    **{f"host.{verb}": ("fail", "lost-reply", "late", "hang", "kill-helper") for verb in ("connect", "disconnect")},
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -59,11 +64,7 @@ class Point:
         """What may go wrong here; the others would be the same as one of these, or cannot be."""
         after = self.name.endswith(".after")
         if self.kind == "call":
-            return tuple(
-                each
-                for each in CALL_ACTIONS
-                if each != "kill-helper" or self.name in ("host.connect", "host.disconnect")
-            )
+            return _CALLS.get(self.name, ("fail", "lost-reply", "late", "hang"))
         process = ("kill", "stop", "clock-jump", "lost-reply" if after else "uncertain")
         if self.kind == "effect":
             return (*process, "fail")
@@ -87,7 +88,7 @@ def _all() -> Iterator[Point]:
             for step, _data in part.build(params).iter_nodes():
                 yield from _of_step(step, revertible=part.revertible)
     for call in CALLS:
-        if not call.partition(".")[2].startswith(READS) and call not in RARE:
+        if call == BLIND or not (call.partition(".")[2].startswith(READS) or call in RARE):
             yield Point(call, "call", call)
     for name, what in OTHERS.items():
         for moment in MOMENTS if name != "key.forget.rows" else MOMENTS[1:]:
