@@ -24,7 +24,7 @@ from tether.matrix.trial import Case, Trial, Verdict
 
 R = TypeVar("R")
 
-#: What is tried in a live world. Not the legacy dialect: what it rightly leaves blocked, only an administrator can free.
+#: What is tried in a live world. Not the legacy dialect: what it rightly leaves blocked only an administrator frees.
 LIVE = ("network",)
 
 #: Faults after which something is left to recover, and with it the points that a second fault can be at.
@@ -105,9 +105,13 @@ class Campaign:
         self.journeys = {journey.name: journey for journey in journeys()}
         self.points = {point.name: point for point in all_points()}
 
+    def rest(self) -> None:
+        """End the processes; the worlds stay."""
+        self._pool.shutdown(cancel_futures=True)
+
     def close(self) -> None:
         """End the processes, and delete every world."""
-        self._pool.shutdown(cancel_futures=True)
+        self.rest()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     # -- which cases -----------------------------------------------------------------------------------------

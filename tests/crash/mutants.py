@@ -1,0 +1,268 @@
+"""Bugs on purpose: one at a time, each judged by the fault matrix.
+
+    python -m tests.crash.mutants [--jobs N] [--only TEXT] [--sample N --seed S]
+
+For every step: its undo removed, its probe skipped, its intent not made durable before its effect, and each of its
+checks of what it has done left out. Beside them the fence, the takeover, the sealing, the settle time and the eyesight.
+Each is patched into the processes of the matrix's commands, never into a file; the matrix tries the cases that pass
+the step until one is a violation. Ends with the number caught of all; what is not caught must be in ARGUED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import inspect
+import random
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # as tether.cli.main does
+
+from tether.flows.registry import CURRENT, parts
+from tether.matrix import campaign as matrix
+from tether.matrix.campaign import Campaign, Wanted
+from tether.matrix.trial import Case
+from tether.persistence.ledger import Params
+from tether.tasks import volume
+from tether.tasks.run import Run
+from tether.tasks.step import Step
+
+#: Mutants that no case can show, and why.
+ARGUED: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug.
+
+    Args:
+        apply: puts it into this process.
+        points: names of the points, or beginnings of them, at which the matrix looks for it.
+        actions: what goes wrong there; empty for all.
+    """
+
+    name: str
+    apply: Callable[[], None]
+    points: tuple[str, ...]
+    actions: tuple[str, ...] = ()
+
+
+def mutants() -> list[Mutant]:
+    """Return all of them."""
+    return [*(each for step in steps() for each in of_step(step)), *of_helpers(), *of_the_rest()]
+
+
+def steps() -> list[type[Step]]:
+    """Return the steps with an effect, of every flow."""
+    found: dict[str, type[Step]] = {}
+    for dialect in ("attachments", "legacy"):
+        for kind, version in CURRENT.items():
+            for part in parts(kind, version):
+                params = Params(dialect=dialect, data_path="host", encrypted=True)
+                for step, _data in part.build(params).iter_nodes():
+                    if step.book:
+                        found[step.code] = type(step)
+    return list(found.values())
+
+
+def of_step(step: type[Step]) -> Iterator[Mutant]:
+    label = step.code.partition("/")[0]
+    around = (label, f"commit.{label}", f"{step.book}.")
+    if step.undo is not Step.undo:
+        yield Mutant(f"{label}: undo removed", _patch(step, "undo", _nothing(step.undo)), around)
+    if step.look is not Step.look:
+        yield Mutant(f"{label}: probe skipped", _patch(step, "look", _nothing(step.look)), around)
+    yield Mutant(f"{label}: no intent before the effect", functools.partial(_without_intent, step.code), around)
+    for method in ("act", "look", "undo"):
+        if method in vars(step):
+            for number, what, changed in _without_checks(vars(step)[method]):
+                name = f"{label}: {method} without its check {number} ({what})"
+                yield Mutant(name, _patch(step, method, changed), around)
+
+
+#: What several steps prove by: module, function, and whose points it is behind.
+HELPERS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
+    (volume, "delete_until_gone", ("reserve-volume", "export-volume", "release-attachment", "cinder.")),
+)
+
+
+def of_helpers() -> Iterator[Mutant]:
+    for module, name, points in HELPERS:
+        for number, what, changed in _without_checks(getattr(module, name)):
+            yield Mutant(f"{name} without its check {number} ({what})", _patch(module, name, changed), points)
+
+
+def of_the_rest() -> Iterator[Mutant]:
+    from tether.persistence import journal
+    from tether.persistence.owner import Owner
+    from tether.persistence.vault import Vault
+
+    def no_fence() -> None:
+        import sqlalchemy as sa
+
+        def unfenced(kind: Any) -> sa.Update:
+            jobs = journal.jobs
+            values = {name: sa.bindparam(name) for name in kind.names}
+            return sa.update(jobs).where(jobs.c.id == sa.bindparam("b_id")).values(values)
+
+        journal._fenced_update = unfenced
+
+    everywhere = ("commit", *(step.code.partition("/")[0] for step in steps()))
+    calls = ("cinder.", "host.", "guest.")
+    yield Mutant("no fence", no_fence, everywhere, ("stop",))
+    yield Mutant("takeover does not end the old runner", _patch(Owner, "end", lambda *_: True), everywhere, ("stop",))
+    yield Mutant("secrets are not sealed", _patch(Vault, "seal", lambda _self, secret: secret.open()), everywhere, ())
+    yield Mutant("no settle time", _patch(Run, "_settle", lambda *_: 0.0), calls, ("late",))
+    yield Mutant("no eyesight", _patch(Run, "see_volume", lambda _self: None), ("cinder.show_volume",))
+
+
+def _patch(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    return functools.partial(setattr, owner, name, value)
+
+
+def _nothing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the same inputs that does nothing."""
+
+    @functools.wraps(function)
+    def nothing(*_args: Any, **_kwargs: Any) -> None:
+        return None
+
+    return nothing
+
+
+def _without_intent(code: str) -> None:
+    from tether.runner.jobs import Runner
+
+    own = Runner._effects
+    Runner._effects = lambda self, job: own(self, job) - {code}  # type: ignore[method-assign]
+
+
+def _without_checks(function: Callable[..., Any]) -> Iterator[tuple[int, str, Callable[..., Any]]]:
+    """Yield the function without each of its statements that only look: ``if …: raise …``, and calls that refuse."""
+    function = inspect.unwrap(function)
+    source = textwrap.dedent(inspect.getsource(function))
+    total = sum(_is_check(node) for node in ast.walk(ast.parse(source)))
+    for number in range(total):
+        tree = ast.parse(source)
+        seen = [node for node in ast.walk(tree) if _is_check(node)][number]
+        what = ast.unparse(seen).splitlines()[0][:60]
+        for node in ast.walk(tree):
+            for name in ("body", "orelse"):
+                block = getattr(node, name, None)
+                if isinstance(block, list) and seen in block:
+                    block[block.index(seen)] = ast.Pass()
+        space: dict[str, Any] = {}
+        # `super()` without arguments, and annotations, are as in the module.
+        code = compile(
+            ast.fix_missing_locations(tree), inspect.getfile(function), "exec", dont_inherit=True, flags=ANNOTATIONS
+        )
+        exec(code, function.__globals__, space)
+        yield number + 1, what, space[function.__name__]
+
+
+def _is_check(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return len(node.body) == 1 and isinstance(node.body[0], ast.Raise) and not node.orelse
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return "refuse" in ast.unparse(node.value.func) or "prove" in ast.unparse(node.value.func)
+    return False
+
+
+import __future__
+
+ANNOTATIONS = __future__.annotations.compiler_flag
+
+
+class Mutated:
+    """tether's program with one bug."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
+
+    def __call__(self, words: list[str]) -> int:
+        from tether.cli.main import main
+
+        self._mutant.apply()
+        return main(words)
+
+
+def hunt(mutant: Mutant, cases: list[Case], whole: Campaign, jobs: int) -> tuple[str, int]:
+    """Return the case that shows the mutant, or an empty text, and how many were tried."""
+    tried = 0
+    matrix._bench.program = Mutated(mutant)
+    with ProcessPoolExecutor(jobs, get_context("fork"), matrix._begin) as pool:
+        futures = [pool.submit(matrix._run, (whole.journeys[case.journey], case)) for case in cases]
+        for future in as_completed(futures):
+            verdict = future.result()
+            tried += 1
+            if verdict.violations:
+                for each in futures:
+                    each.cancel()
+                return f"{verdict.case}: {verdict.violations[0][:160]}", tried
+    return "", tried
+
+
+def chosen(mutant: Mutant, singles: list[Case]) -> list[Case]:
+    """Return the cases that may show a mutant, the likely ones first."""
+    found = [
+        case
+        for case in singles
+        if any(f"{case.points[0]}.".startswith(each if each.endswith(".") else f"{each}.") for each in mutant.points)
+        and (not mutant.actions or case.fault.partition("=")[2] in mutant.actions)
+    ]
+    first = mutant.points[0]
+    return sorted(found, key=lambda case: (first not in case.points[0], case.fault.partition("=")[2] == "clock-jump"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=6, metavar="N")
+    parser.add_argument("--only", default="", metavar="TEXT", help="those with this in their name")
+    parser.add_argument("--sample", type=int, metavar="N", help="only so many, drawn by the seed")
+    parser.add_argument("--seed", type=int, default=1, metavar="S")
+    asked = parser.parse_args()
+    todo = [mutant for mutant in mutants() if asked.only in mutant.name]
+    if asked.sample is not None:
+        todo = random.Random(asked.seed).sample(todo, min(asked.sample, len(todo)))
+    whole = Campaign(_program, jobs=asked.jobs)
+    left = []
+    try:
+        wanted = Wanted()
+        singles = whole.singles(whole.scout(wanted), wanted)
+        whole.rest()
+        for mutant in todo:
+            begun = time.monotonic()
+            shown, tried = hunt(mutant, chosen(mutant, singles), whole, asked.jobs)
+            argued = ARGUED.get(mutant.name, "")
+            mark = "caught" if shown else "argued" if argued else "NOT CAUGHT"
+            print(
+                f"{mark:10} {mutant.name}  [{tried} cases, {time.monotonic() - begun:.0f} s] {shown or argued}",
+                flush=True,
+            )
+            if not shown:
+                left.append(mutant)
+    finally:
+        whole.close()
+    bad = [mutant.name for mutant in left if mutant.name not in ARGUED]
+    print(
+        f"mutants: {len(todo) - len(left)} caught of {len(todo)}, {len(left) - len(bad)} argued, {len(bad)} not caught"
+    )
+    return 1 if bad else 0
+
+
+def _program(words: list[str]) -> int:
+    from tether.cli.main import main as program
+
+    return program(words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
