@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from tether.adapters.cinder import wire
 from tether.adapters.cinder.model import Attachment, CinderIdentity, Connection, ListedVolume
+from tether.adapters.guest.disk import network_source
 from tether.adapters.guest.model import Definition, Disk, GuestSurvey, Scope, Server
-from tether.adapters.host.model import HostIdentity, HostSurvey
+from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
 from tether.audit.drift import Owner, Unread
 from tether.errors import ConfigError, TetherError
 from tether.persistence.ledger import ConnectionRow, Job, MappingRow
@@ -166,6 +167,16 @@ class Survey:
         mine = [row for row in rows if row.id == mapping.attachment_id]
         return next(iter(mine + [row for row in rows if mapping.owner_mark and row.owner == mapping.owner_mark]), None)
 
+    def sees_project(self, mapping: MappingRow) -> bool:
+        """Return True if the Cinder that was read is the one that a mapping's volume is of."""
+        job = self.ledger.jobs.get(mapping.job_id) if self.ledger else None
+        if self.cloud is None or job is None:
+            return False
+        return (job.place.endpoint, job.place.project_id) == (
+            self.cloud.identity.endpoint,
+            self.cloud.identity.project_id,
+        )
+
     def unmapped_rows(self, volume_id: str) -> list[Attachment]:
         """Return the attachments of a volume that no mapping knows."""
         known = {row.id for item in self.mappings_of.get(volume_id, ()) if (row := self.own_row(item))}
@@ -256,6 +267,41 @@ class Survey:
         if self.ledger:
             known |= {row.volume_id for row in self.ledger.mappings} | {job.volume_id for job in self.ledger.open_jobs}
         return frozenset(known)
+
+    def source_of(self, mapping: MappingRow, disk: Disk) -> str:
+        """Return what a mapping's disk should open; empty where no book tells."""
+        if disk.source_type != "network":
+            return self.link(mapping.volume_id) if mapping.data_path == "host" else ""
+        sealed = self.ledger.sealed.get(mapping.job_id) if self.ledger else None
+        return network_source(sealed) if sealed is not None else ""
+
+    # -- the host --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def holdings_of(self) -> Mapping[str, list[Holding]]:
+        """What this host holds, by the volume it is of; what is no volume's is left out.
+
+        A session or a disk that does not name its volume is known by its target, as Cinder or the ledger has it; a map
+        by what the device ledger says that the volume reports.
+        """
+        targets: dict[str, str] = {}
+        rows = [row for found in (self.cloud.attachments.values() if self.cloud else ()) for row in found]
+        for volume_id, connection in [(row.volume_id, row.connection) for row in rows]:
+            if connection is not None and connection.data.open().get("target_iqn"):
+                targets[str(connection.data.open()["target_iqn"])] = volume_id
+        identities = {row.identity: row.volume_id for row in (self.ledger.connections.values() if self.ledger else ())}
+        found: dict[str, list[Holding]] = defaultdict(list)
+        for item in self.host.holdings if self.host else ():
+            by_identity = identities.get(item.identity, "") if item.identity else ""
+            volume_id = item.volume_id or targets.get(item.target, by_identity)
+            if volume_id:
+                found[volume_id].append(item)
+        return dict(found)
+
+    @property
+    def devices(self) -> Collection[Device]:
+        """The devices behind tether's links."""
+        return self.host.devices.values() if self.host else ()
 
     @cached_property
     def used(self) -> frozenset[str]:
