@@ -228,3 +228,24 @@ def test_evidence_says_what_each_book_says_and_no_secret(survey: Survey) -> None
     for drift in judge(survey):
         assert {"cinder", "ledger", "host", "live", "persistent"} <= drift.evidence.keys()
     assert "changed-secret" not in json.dumps([dict(drift.evidence) for drift in judge(survey)])
+
+
+def test_what_somebody_holds_open_is_not_unused(sim: SimWorld) -> None:
+    expected = DRIFTS[Kind.UNUSED_DEVICE](sim)
+    assert named(audit(sim)[1]) == [expected]
+    with drifts.book(sim, "host") as host:
+        host["devices"][expected.volume_id]["open_count"] = 1
+    code, rows, err = audit(sim)
+    assert (code, rows) == (DONE, []), err
+
+
+def test_a_target_that_is_named_after_another_id_is_its_volumes(sim: SimWorld) -> None:
+    """As after a migration in Cinder: the volume keeps its id, and its target has the name of the new place."""
+    volume = drifts.attached(sim, "migrated")
+    other = str(uuid.uuid4())
+    with drifts.book(sim, "host") as host:
+        (session,) = host["devices"][volume]["sessions"]
+        host["devices"][volume]["sessions"] = []
+        host["sessions"] = {other: [session]}
+    code, rows, err = audit(sim)
+    assert (code, rows) == (DONE, []), err

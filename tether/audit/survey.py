@@ -19,6 +19,7 @@ from tether.adapters.cinder.model import Attachment, CinderIdentity, Connection,
 from tether.adapters.guest.disk import network_source
 from tether.adapters.guest.model import Definition, Disk, GuestSurvey, Scope, Server
 from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
+from tether.adapters.host.probes import targets as targets_of
 from tether.audit.drift import Owner, Unread
 from tether.errors import ConfigError, TetherError
 from tether.persistence.ledger import ConnectionRow, Job, MappingRow
@@ -281,19 +282,20 @@ class Survey:
     def holdings_of(self) -> Mapping[str, list[Holding]]:
         """What this host holds, by the volume it is of; what is no volume's is left out.
 
-        A session or a disk that does not name its volume is known by its target, as Cinder or the ledger has it; a map
-        by what the device ledger says that the volume reports.
+        The ledger's word comes first: after a migration of the volume its target is named after another id. A disk or a
+        map that names no volume is known by what the device ledger says that the volume reports.
         """
         targets: dict[str, str] = {}
-        rows = [row for found in (self.cloud.attachments.values() if self.cloud else ()) for row in found]
-        for volume_id, connection in [(row.volume_id, row.connection) for row in rows]:
-            if connection is not None and connection.data.open().get("target_iqn"):
-                targets[str(connection.data.open()["target_iqn"])] = volume_id
+        for mapping in self.ledger.mappings if self.ledger else ():
+            sealed = self.ledger.sealed.get(mapping.job_id) if self.ledger else None
+            if sealed is not None and self.is_here(mapping.machine_id):
+                names = {name for name, _lun in targets_of(sealed.data.open())} if sealed.protocol == "iscsi" else set()
+                targets |= dict.fromkeys(names, mapping.volume_id)
         identities = {row.identity: row.volume_id for row in (self.ledger.connections.values() if self.ledger else ())}
         found: dict[str, list[Holding]] = defaultdict(list)
         for item in self.host.holdings if self.host else ():
             by_identity = identities.get(item.identity, "") if item.identity else ""
-            volume_id = item.volume_id or targets.get(item.target, by_identity)
+            volume_id = targets.get(item.target) or item.volume_id or by_identity
             if volume_id:
                 found[volume_id].append(item)
         return dict(found)

@@ -160,7 +160,8 @@ class SimHost:
             holdings = [Holding("link", self._link(volume_id), volume_id) for volume_id in book["links"]]
             for volume_id, device in book["devices"].items():
                 identity = device["identity"]
-                holdings.append(Holding("device", device["path"], volume_id, device["iqn"], identity))
+                in_use = self._open_count(book, volume_id) > 0
+                holdings.append(Holding("device", device["path"], volume_id, device["iqn"], identity, in_use))
                 holdings += [Holding("session", name, volume_id, device["iqn"]) for name in device["sessions"]]
             for volume_id, names in book.get("sessions", {}).items():
                 holdings += [Holding("session", name, volume_id, name.rpartition(" ")[2]) for name in names]
