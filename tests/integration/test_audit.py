@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.crash.world import DONE, SimWorld
 from tests.integration import drifts
@@ -71,6 +72,21 @@ def test_all_kinds_at_once(sim: SimWorld) -> None:
     only_cinder = {Kind.CINDER_CONTRADICTION, Kind.RESERVED_WITHOUT_JOB}
     assert named(rows) == sorted((item for item in expected if item.kind not in only_cinder), key=str)
     assert "changed-secret" not in json.dumps(rows)
+
+
+def test_every_format(sim: SimWorld) -> None:
+    DRIFTS[Kind.LIVE_ONLY_DISK](sim)
+    DRIFTS[Kind.RESERVED_WITHOUT_JOB](sim)
+    for kind, lines in (("table", 4 + 2), ("csv", 1 + 2), ("value", 2)):
+        done = sim.tether("audit", "-f", kind)
+        assert (done.code, len(done.out.splitlines())) == (DRIFT, lines), done.err
+    rows = yaml.safe_load(sim.tether("audit", "-f", "yaml").out)
+    assert [row["kind"] for row in rows] == ["live-only-disk", "reserved-without-job"]
+    done = sim.tether("audit", "-f", "value", "-c", "kind", "-c", "owner", "-c", "host")
+    assert done.out.splitlines() == ["live-only-disk ours sim-host", "reserved-without-job foreign "]
+    done = sim.tether("audit", "-c", "colour")
+    assert (done.code, done.out) == (2, "")
+    assert "there is no column colour" in done.err
 
 
 # -- what could not be read ----------------------------------------------------------------------------------

@@ -197,6 +197,23 @@ def test_after_a_clean_job_nothing_is_left_to_find(sim: SimWorld) -> None:
             assert sim.tether(*rows[0]["next"].split()[1:]).code == DONE
 
 
+def test_with_a_lost_ledger_tethers_own_disks_are_known_by_their_mark(sim: SimWorld) -> None:
+    volume = drifts.attached(sim, "lost")
+    for table in ("mappings", "connections", "jobs", "flows"):
+        drifts.execute(sim, f"DELETE FROM tether_{table}")
+    code, rows, err = audit(sim)
+    assert (code, named(rows)) == (DRIFT, [Expected(Kind.FOREIGN_DISK, volume, "guest1", "unknown")]), err
+    assert rows[0]["next"] == "tether adopt lost guest1"
+
+
+def test_a_disk_past_the_link_is_a_second_one_on_the_source(sim: SimWorld) -> None:
+    volume = drifts.attached(sim, "past-the-link")
+    path = json.loads((sim.directory / "host.json").read_text())["devices"][volume]["path"]
+    drifts.add_disk(sim, "guest2", drifts.hand_made("sdz", path))
+    code, rows, err = audit(sim)
+    assert (code, named(rows)) == (DRIFT, [Expected(Kind.TWO_DISKS, volume, "guest1")]), err
+
+
 # -- unread is never absent ----------------------------------------------------------------------------------
 
 BOOKS = ("cloud", "guest", "host", "ledger", "machine")

@@ -18,7 +18,7 @@ from tether.adapters.cinder import wire
 from tether.adapters.cinder.model import Attachment, CinderIdentity, Connection, ListedVolume
 from tether.adapters.guest.disk import network_source
 from tether.adapters.guest.model import Definition, Disk, GuestSurvey, Scope, Server
-from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
+from tether.adapters.host.model import Holding, HostIdentity, HostSurvey
 from tether.adapters.host.probes import targets as targets_of
 from tether.audit.drift import Owner, Unread
 from tether.errors import ConfigError, TetherError
@@ -300,10 +300,10 @@ class Survey:
                 found[volume_id].append(item)
         return dict(found)
 
-    @property
-    def devices(self) -> Collection[Device]:
-        """The devices behind tether's links."""
-        return self.host.devices.values() if self.host else ()
+    @cached_property
+    def real_paths(self) -> Mapping[str, str]:
+        """What each of tether's links leads to."""
+        return {item.link: item.path for item in self.host.devices.values()} if self.host else {}
 
     @cached_property
     def used(self) -> frozenset[str]:
