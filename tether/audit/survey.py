@@ -23,6 +23,7 @@ from tether.adapters.host.probes import targets as targets_of
 from tether.audit.drift import Owner, Unread
 from tether.errors import ConfigError, TetherError
 from tether.persistence.ledger import ConnectionRow, Job, MappingRow
+from tether.persistence.overview import jobs_about, jobs_of, jobs_since
 from tether.tasks.run import CONNECTION, Toolbox
 
 T = TypeVar("T")
@@ -391,8 +392,8 @@ class _Reader:
         volumes = cloud.volumes.values() if cloud else ()
         rows = [row for found in (cloud.attachments.values() if cloud else ()) for row in found]
         strange = {row.volume_id for row in rows if row.id not in known and row.owner not in known}
-        jobs = ledger.jobs_of({row.job_id for row in mappings} | {job.id for job in after})
-        jobs |= {job.id: job for job in ledger.jobs_about(strange)}
+        jobs = jobs_of(ledger, {row.job_id for row in mappings} | {job.id for job in after})
+        jobs |= {job.id: job for job in jobs_about(ledger, strange)}
         return LedgerBook(
             mappings=mappings,
             connections={row.volume_id: row for row in ledger.list_connections(machine.machine_id)} if machine else {},
@@ -401,7 +402,7 @@ class _Reader:
             sealed=self._sealed({row.job_id for row in mappings}),
             busy=frozenset(
                 _moving(before, after, at, now)
-                | {job.volume_id for job in ledger.jobs_since(at)}
+                | {job.volume_id for job in jobs_since(ledger, at)}
                 | {item.volume.id for item in volumes if (seconds(item.updated_at) or 0.0) > at}
             ),
         )
