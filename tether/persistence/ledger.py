@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from tether.clock import Clock
-from tether.errors import ConflictError, HeldError, LostLease, NotFound, UsageError
+from tether.errors import ConflictError, HeldError, LostLease, NotFound, OperatorNeeded, UsageError
 from tether.persistence.database import Database, IntegrityError
+from tether.persistence.intact import CHOICES, check_job, check_mapping, intact, parsed, reading, typed
 from tether.persistence.journal import Lease, fence
 from tether.persistence.owner import Owner
 from tether.persistence.schema import connections, jobs, mappings, secrets
+
+T = TypeVar("T")
+#: Is told of a row that cannot be read.
+Damaged = Callable[[OperatorNeeded], None]
 
 #: Job states in which the job is not finished: it holds its volume.
 OPEN = ("running", "blocked")
@@ -246,6 +251,18 @@ class Ledger:
             raise UsageError(f"several jobs begin with {job_id!r}", hint="give more of the id: tether job list")
         return _job(rows[0])
 
+    def job_of(self, row: MappingRow) -> Job:
+        """Return the job that made a mapping.
+
+        Raises:
+            OperatorNeeded: it is gone: the ledger contradicts itself.
+        """
+        found = self._one(_BY_ID, id=row.job_id)
+        if found is None:
+            with reading(f"mapping of volume {row.volume_id} on server {row.server_id}"):
+                raise ValueError(f"there is no job {row.job_id!r}, which made it")
+        return found
+
     def last_job(self) -> Job:
         """Return the newest job; NotFound if there is none at all."""
         found = self.list_jobs(limit=1)
@@ -253,8 +270,14 @@ class Ledger:
             raise NotFound("there is no job yet", hint="make one with: tether attach VOLUME SERVER")
         return found[0]
 
-    def list_jobs(self, *, open_only: bool = False, limit: int | None = 100) -> list[Job]:
-        """Return the newest jobs, newest first; all of them without a limit."""
+    def list_jobs(
+        self, *, open_only: bool = False, limit: int | None = 100, damaged: Damaged | None = None
+    ) -> list[Job]:
+        """Return the newest jobs, newest first; all of them without a limit.
+
+        Args:
+            damaged: is told of each row that is, which is left out; without it the first one is raised.
+        """
         query = sa.select(jobs)
         if open_only:
             # Sorted here: SQLite would rather walk through all jobs by their creation than sort the few open ones.
@@ -262,7 +285,8 @@ class Ledger:
         else:
             query = query.order_by(jobs.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
-            found = [_job(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        found = _readable(_job, rows, damaged)
         return sorted(found, key=lambda job: job.created_at, reverse=True)[:limit]
 
     def open_job(self, volume_id: str) -> Job | None:
@@ -332,15 +356,18 @@ class Ledger:
             row = connection.execute(query, given).mappings().first()
         return None if row is None else _mapping(row)
 
-    def list_mappings(self, *, server_id: str = "", volume_id: str = "") -> list[MappingRow]:
-        """Return mappings, oldest first."""
+    def list_mappings(
+        self, *, server_id: str = "", volume_id: str = "", damaged: Damaged | None = None
+    ) -> list[MappingRow]:
+        """Return mappings, oldest first; ``damaged`` as for :meth:`list_jobs`."""
         query = sa.select(mappings).order_by(mappings.c.created_at, mappings.c.id)
         if server_id:
             query = query.where(mappings.c.server_id == server_id)
         if volume_id:
             query = query.where(mappings.c.volume_id == volume_id)
         with self._database.read() as connection:
-            return [_mapping(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        return _readable(_mapping, rows, damaged)
 
     def update_mapping(self, volume_id: str, server_id: str, **values: Any) -> None:
         """Change some of a mapping's columns."""
@@ -412,7 +439,19 @@ class Ledger:
             rows = connection.execute(
                 sa.select(connections).where(connections.c.machine_id == machine_id).order_by(connections.c.volume_id)
             ).mappings()
-            return [ConnectionRow(**row) for row in rows]
+            return [_connection(row) for row in rows]
+
+
+def _readable(read: Callable[[Any], T], rows: Iterable[Any], damaged: Damaged | None) -> list[T]:
+    found = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except OperatorNeeded as error:
+            if damaged is None:
+                raise
+            damaged(error)
+    return found
 
 
 def _address(address: Mapping[str, str]) -> str:
@@ -436,17 +475,22 @@ def job_columns(**values: Any) -> dict[str, Any]:
 
 
 def _job(row: Mapping[Any, Any]) -> Job:
-    values = {name: row[name] for name in Job.__slots__ if name not in _JSON}
-    return Job(
-        **values,
-        params=Params(**json.loads(row["params"])),
-        place=Place(**json.loads(row["place"])),
-        error=json.loads(row["error"]) if row["error"] else None,
-        quiet_at=json.loads(row["quiet_at"]) if row["quiet_at"] else {},
-        runner=Owner.load(row["runner"]) if row["runner"] else None,
-        settled=json.loads(row["settled"]) if row["settled"] else None,
-    )
+    with reading(f"job {row['id']}"):
+        told = check_job(row, is_open=row["state"] in OPEN)
+        return Job(
+            **{name: row[name] for name in Job.__slots__ if name not in _JSON},
+            **told,
+            params=typed(Params, parsed(row, "params"), CHOICES),
+            place=typed(Place, parsed(row, "place")),
+            runner=Owner.load(row["runner"]) if row["runner"] else None,
+        )
 
 
 def _mapping(row: Mapping[Any, Any]) -> MappingRow:
-    return MappingRow(**(dict(row) | {"address": json.loads(row["address"])}))
+    with reading(f"mapping {row['id']} of volume {row['volume_id']} on server {row['server_id']}"):
+        return MappingRow(**(dict(row) | {"address": check_mapping(row)}))
+
+
+def _connection(row: Mapping[Any, Any]) -> ConnectionRow:
+    with reading(f"device of volume {row['volume_id']} on host {row['machine_id']}"):
+        return ConnectionRow(**intact(connections, row))

@@ -90,7 +90,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
     if kind == "attach":
         if mapping is not None:
             compare(mapping, volume, server, request)
-            return Accepted(ledger.job(mapping.job_id), new=False)
+            return Accepted(ledger.job_of(mapping), new=False)
         params = attach_params(runner.tools, volume, server, request)
     else:
         if mapping is None:
