@@ -150,6 +150,17 @@ def test_a_server_that_libvirt_no_longer_knows_is_unread(sim: SimWorld) -> None:
     assert "migrated" in rows[0]["text"]
 
 
+@pytest.mark.parametrize("table", ["jobs", "mappings"])
+def test_a_ledger_with_a_damaged_row_is_unread(sim: SimWorld, table: str) -> None:
+    DRIFTS[Kind.LIVE_ONLY_DISK](sim)
+    DRIFTS[Kind.INTERRUPTED_JOB](sim)
+    column = {"jobs": "params", "mappings": "address"}[table]
+    drifts.execute(sim, f"UPDATE tether_{table} SET {column} = 'garbled' WHERE rowid = 1")
+    code, rows, err = audit(sim)
+    assert (code, [item["kind"] for item in rows]) == (DRIFT, ["unread"]), err
+    assert "damaged" in rows[0]["text"]
+
+
 def test_volumes_of_another_project_are_unread(sim: SimWorld) -> None:
     drifts.attached(sim, "elsewhere")
     config = sim.directory.parent / "other.conf"
