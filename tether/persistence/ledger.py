@@ -306,6 +306,11 @@ class Ledger:
             .limit(1)
         )
 
+    def jobs_where(self, condition: sa.ColumnElement[bool]) -> list[Job]:
+        """Return the jobs of whose rows a condition holds."""
+        with self._database.read() as connection:
+            return [_job(row) for row in connection.execute(sa.select(jobs).where(condition)).mappings()]
+
     def _one(self, query: sa.Select[Any], **given: Any) -> Job | None:
         with self._database.read() as connection:
             row = connection.execute(query, given).mappings().first()
@@ -388,6 +393,12 @@ class Ledger:
         with self._database.read() as connection:
             text: str | None = connection.execute(query).scalar()
         return text
+
+    def secrets_named(self, name: str) -> dict[str, str]:
+        """Return the sealed secrets of this name, by their job."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(secrets.c.job_id, secrets.c.sealed).where(secrets.c.name == name))
+            return {row.job_id: row.sealed for row in rows}
 
     # -- devices --------------------------------------------------------------------------------------------
 

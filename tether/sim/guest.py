@@ -18,6 +18,7 @@ from xml.etree import ElementTree as ET
 from tether.adapters.guest.model import (
     Definition,
     GuestIdentity,
+    GuestSurvey,
     Power,
     Scope,
     SecretUse,
@@ -81,6 +82,23 @@ class SimGuest:
             with self._domain(uuid) as domain:
                 servers.append(_server(domain))
         return servers
+
+    def survey(self) -> GuestSurvey:
+        def look() -> GuestSurvey:
+            servers, unread = [], {}
+            for uuid in uuids_of(self._store):
+                try:
+                    with self._domain(uuid) as domain:
+                        servers.append(_server(domain))
+                except NotFound:
+                    continue  # a transient one that was stopped
+                except FinalError as error:
+                    unread[uuid] = error.message
+            with self._secrets() as book:
+                uses = [SecretUse(*key.split(":", 1)) for key in book["secrets"]]
+            return GuestSurvey(tuple(servers), frozenset(uses), unread)
+
+        return self._scripted("survey", look)
 
     def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str) -> None:
         self._act("mark", uuid, {"verb": "mark", "scope": str(scope), "volume": volume_id, "job": job_id})

@@ -32,6 +32,7 @@ CALLS = (
     *(
         f"cinder.{verb}"
         for verb in (
+            "list_volumes",
             "show_volume",
             "list_attachments",
             "show_attachment",
@@ -50,10 +51,11 @@ CALLS = (
             "roll_detaching",
         )
     ),
-    *(f"host.{verb}" for verb in ("connect", "find", "disconnect", "open_encryption", "close_encryption")),
+    *(f"host.{verb}" for verb in ("connect", "find", "disconnect", "open_encryption", "close_encryption", "survey")),
     *(
         f"guest.{verb}"
         for verb in (
+            "survey",
             "show_server",
             "plug_persistent",
             "plug_live",

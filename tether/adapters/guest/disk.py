@@ -255,14 +255,29 @@ def _network_spec(
     return DiskSpec(type="network", protocol=connection.protocol, luks=front_end, **reach, **common)
 
 
+def network_source(connection: Connection) -> str:
+    """Return what QEMU opens for a volume that it reaches by itself; empty if the connection does not say."""
+    data = connection.data.open()
+    try:
+        return _iscsi_name(data) if connection.protocol == "iscsi" else str(data.get("name", ""))
+    except (KeyError, IndexError, TypeError, ValueError):
+        return ""
+
+
+def _iscsi_name(data: Mapping[str, Any]) -> str:
+    iqn, lun = _said(_first(data, "target_iqn"), "target_iqn"), _lun(_first(data, "target_lun"))
+    return iscsi_source(f"{iqn}/{lun}")
+
+
+def _first(data: Mapping[str, Any], name: str) -> object:
+    return data[name] if name in data else data[f"{name}s"][0]
+
+
 def _iscsi(volume_id: str, data: Mapping[str, Any], initiator: str) -> dict[str, Any]:
     """Return the fields of an iSCSI disk; of several portals QEMU takes one."""
-    portal, iqn, lun = (
-        data[name] if name in data else data[f"{name}s"][0] for name in ("target_portal", "target_iqn", "target_lun")
-    )
     reach: dict[str, Any] = {
-        "source": iscsi_source(f"{_said(iqn, 'target_iqn')}/{_lun(lun)}"),
-        "hosts": (_host_port(_said(portal, "target_portal")),),
+        "source": _iscsi_name(data),
+        "hosts": (_host_port(_said(_first(data, "target_portal"), "target_portal")),),
         "initiator": initiator,
     }
     if data.get("auth_method"):

@@ -7,16 +7,19 @@ proven by.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tether.adapters.host import wwid
+from tether.adapters.host.model import Holding
 from tether.adapters.host.places import Places
 from tether.errors import UncertainError
 
 SECTOR = 512
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: They open every disk for a moment, or (multipathd) every path for as long as it is there.
 _WATCHERS = {"multipathd", "systemd-udevd", "udevd", "(udev-worker)"}
 
@@ -137,13 +140,22 @@ class Probes:
     def _openers(self, blocks: set[str]) -> list[str]:
         wanted = {key for block in blocks if (key := _key(self._dev / block))}
         group = os.getpgrp()
-        found: list[str] = []
-        for process in _children(self._proc):
-            if not process.name.isdigit() or _text(process / "comm") in _WATCHERS:
-                continue
-            if any(_key(handle) in wanted for handle in _children(process / "fd")) and _group(process) != group:
-                found.append(f"process {process.name} ({_text(process / 'comm')})")
-        return found
+        return [
+            f"process {process.name} ({_text(process / 'comm')})"
+            for process in self._processes()
+            if any(_key(handle) in wanted for handle in _children(process / "fd")) and _group(process) != group
+        ]
+
+    def _opened(self) -> Iterator[tuple[int, ...]]:
+        """Yield what is open anywhere, the watchers of devices aside: one walk for many devices."""
+        for process in self._processes():
+            for handle in _children(process / "fd"):
+                if key := _key(handle):
+                    yield key
+
+    def _processes(self) -> list[Path]:
+        processes = [process for process in _children(self._proc) if process.name.isdigit()]
+        return [process for process in processes if _text(process / "comm") not in _WATCHERS]
 
     # what is left of a connection
 
@@ -167,6 +179,34 @@ class Probes:
         if self.map_named(mapping_name(volume_id)):
             lines.append(f"dm-crypt {mapping_name(volume_id)}")
         return lines
+
+    def holdings(self) -> Iterator[Holding]:
+        """Yield every iSCSI session with its disks, every multipath map, and every dm-crypt mapping of tether's."""
+        opened = set(self._opened())
+        for session in _children(self._sys / "class/iscsi_session"):
+            target = _text(session / "targetname")
+            named = _UUID.search(target)
+            volume_id = named[0] if named else ""
+            yield Holding("session", session.name, volume_id, target)
+            for _lun, disk in self._luns(session):
+                in_use = self._in_use(disk, opened)
+                yield Holding("device", str(self._dev / disk), volume_id, target, self._identity(disk), in_use)
+        prefix = mapping_name("")
+        for block, name, uuid in self.maps():
+            if uuid.startswith("mpath-"):
+                identity = wwid.normalise(uuid.removeprefix("mpath-"))
+                yield Holding("map", name, identity=identity, in_use=self._in_use(block, opened))
+            elif uuid.startswith("CRYPT-") and name.startswith(prefix):
+                yield Holding("crypt", name, name.removeprefix(prefix), in_use=self._in_use(block, opened))
+
+    def _in_use(self, block: str, opened: set[tuple[int, ...]]) -> bool:
+        """Return True if anything but its own multipath map is on top of a device, or has it open."""
+        own = {block, *(over for over in self.holders(block) if self._is_multipath(over))}
+        over = {holder for layer in own for holder in self.holders(layer)} - own
+        return bool(over or self._mounts(own) or any(_key(self._dev / layer) in opened for layer in own))
+
+    def _is_multipath(self, block: str) -> bool:
+        return _text(self._blocks / block / "dm/uuid").startswith("mpath-")
 
     def disks(self, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return the disks of a connection, by what it is addressed by and not by what they report."""
