@@ -127,6 +127,8 @@ def _unless_clean(tools: Toolbox, job: Job, mapping: MappingRow | None, attachme
         definition = server.definition(scope)
         if definition is not None and definition.disk(job.volume_id) is not None:
             yield f"the {scope} definition of server {server.name} still has the disk"
+    if server.managed_save:
+        yield f"server {server.name} has a managed-save image, which may hold the disk"
     yield from _held_by_host(tools, job)
 
 
