@@ -238,7 +238,7 @@ def unless_clean(facts: Facts, pair: Pair) -> Iterator[str]:
                 yield f"host: {name}"
         if any(row["volume_id"] == VOLUMES[volume] for row in facts.connections):
             yield "ledger: a device"
-    if not busy and not any(row["data_path"] == "network" for row in others):
+    if not busy and not others:  # the last mapping takes the secrets along, by whatever data path
         for kind in ("iscsi", "volume"):
             if f"{kind}:{VOLUMES[volume]}" in facts.secrets:
                 yield f"host: the libvirt secret ({kind})"

@@ -285,3 +285,19 @@ def test_an_attach_into_a_guest_that_was_saved_is_not_finished_without_its_live_
     outsider.start("guest1")
     assert sim.tether("job", "resume", "--last").code == DONE
     assert "ua-" + VOL1 in (sim.directory / "guests" / GUEST1 / "live.xml").read_text()
+
+
+@pytest.mark.parametrize("last", ["guest1", "guest2"])
+def test_a_device_goes_although_another_server_uses_the_volume_by_network(sim: SimWorld, last: str) -> None:
+    """The setting data_path was changed between the two attaches."""
+    network, before = SimWorld(sim.directory, "network"), sim.books()
+    assert network.tether("attach", "shared1", "guest1").code == DONE
+    one = sim.books()
+    host = SimWorld(sim.directory, "host")
+    host.script("guest.plug_live", "fail")
+    assert host.tether("attach", "shared1", "guest2").code == ROLLED_BACK
+    assert judge.diff(one, sim.books()) == []
+    assert host.tether("attach", "shared1", "guest2").code == DONE
+    for server in sorted(["guest1", "guest2"], key=lambda name: name == last):
+        assert host.tether("detach", "shared1", server).code == DONE
+    assert judge.diff(before, sim.books()) == []
