@@ -20,8 +20,9 @@ def kill_seed(request: pytest.FixtureRequest) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the random kills, and what the matrix covered: scripted failures, kills, those that must end blocked."""
+    """Print the random kills, the state machine, and what the matrix covered: failures, kills, what must be blocked."""
     _kills(terminalreporter)
+    _machine(terminalreporter)
     counts: dict[str, int] = {}
     for report in terminalreporter.getreports("passed"):
         if report.nodeid.startswith("tests/crash/"):
@@ -41,6 +42,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line("must end blocked (legacy dialect; nothing tells whose the volume's status is):")
     for cell in [*blocked, *sorted(f"killed at {point}" for point in KILL_BLOCKS | UNDO_BLOCKS)]:
         terminalreporter.write_line(f"      {cell}")
+
+
+def _machine(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the state machine did."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for key, counts in report.user_properties if report.when == "call" else ():
+                if key != "machine":
+                    continue
+                terminalreporter.section("state machine")
+                told = [f"{count} {name}" for name, count in counts.items() if name != "seed"]
+                terminalreporter.write_line(f"{', '.join(told)}; seed {counts['seed']}")
 
 
 def _kills(terminalreporter: pytest.TerminalReporter) -> None:

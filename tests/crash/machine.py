@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 
 from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.crash import pairs
 from tests.crash.outsider import Outsider
 from tests.crash.pairs import SERVERS, VOLUMES, Facts, Pair, Row
-from tests.crash.troubles import LATE, NONE, READS, Script, Trouble, troubles
+from tests.crash.troubles import LATE, NONE, Script, Trouble, troubles
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, Outcome, Running, SimWorld
 
 UNEXPECTED, CONFLICT, HELD, MISSING = 1, 2, 5, 6
@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
             second = self.run(
                 "attach", volume, server if other not in SERVERS or server == other else other, "--no-wait"
             )
-        ended = self.ended(first)
+        ended = first.wait()
         self.counts["two at once"] += 1
         self.forgive()
         self.check(ended.code == DONE, f"the first of two attaches ended with {ended.code}: {ended.err}")
@@ -364,6 +364,10 @@ class Machine(RuleBasedStateMachine):
             if self.strange.get(key) != value
         ]
 
+    @invariant()
+    def every_step_is_counted(self) -> None:
+        self.counts["steps"] += 1
+
     def check(self, holds: Any, message: str) -> None:
         assert holds, message
 
@@ -478,7 +482,7 @@ class Machine(RuleBasedStateMachine):
         if trouble.script:
             self.script(trouble.script)
         fault = trouble.fault.words(dialect) if trouble.fault else ()
-        ended = self.ended(self.start(*fault, *words, path=path))
+        ended = self.start(*fault, *words, path=path).wait()
         note(f"{' '.join([*fault, *words])} -> {ended.code}; {trouble.script or ''}\n{ended.err}")
         if trouble.script:
             self.counts["scripted calls that hit"] += self.forgive() != trouble.script.times or trouble.script.times < 0
@@ -486,9 +490,6 @@ class Machine(RuleBasedStateMachine):
             self.counts["faults that hit"] += ended.code == KILLED or "injected" in ended.err
         self.counts["kills"] += ended.code == KILLED
         return ended
-
-    def ended(self, running: Running) -> Outcome:
-        return running.wait()
 
     def script(self, script: Script, seconds: float = LATE) -> None:
         """Script a failure, as ``tether sim script`` does."""

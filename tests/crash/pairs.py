@@ -185,16 +185,7 @@ def unless_attached(facts: Facts, pair: Pair) -> Iterator[str]:
         return
     if mapping["state"] != "attached":
         yield f"ledger: the mapping is {mapping['state']}"
-    mine = [row for row in facts.rows[volume] if row["id"] == mapping["attachment_id"]]
-    twins = [row for row in facts.rows[volume] if row["instance_uuid"] == mapping["owner_mark"]]
-    if [row["attach_status"] for row in mine] != ["attached"]:
-        yield f"cinder: the attachment is {[row['attach_status'] for row in mine] or 'absent'}"
-    if len(twins) > 1:
-        yield f"cinder: {len(twins)} attachments with one owner"
-    if facts.volumes[volume]["status"] != "in-use" and not _busy(facts, volume):
-        yield f"cinder: the volume is {facts.volumes[volume]['status']}"
-    if volume not in facts.exports:
-        yield "cinder: there is no export"
+    yield from _unattached_in_cinder(facts, volume, mapping)
     yield from _reached(facts, pair, mapping)
     for scope in ("live", "persistent"):
         definition = facts.guests[server].get(scope)
@@ -209,6 +200,19 @@ def unless_attached(facts: Facts, pair: Pair) -> Iterator[str]:
             yield f"{scope}: no mark of the job"
 
 
+def _unattached_in_cinder(facts: Facts, volume: str, mapping: Row) -> Iterator[str]:
+    mine = [row for row in facts.rows[volume] if row["id"] == mapping["attachment_id"]]
+    twins = [row for row in facts.rows[volume] if row["instance_uuid"] == mapping["owner_mark"]]
+    if [row["attach_status"] for row in mine] != ["attached"]:
+        yield f"cinder: the attachment is {[row['attach_status'] for row in mine] or 'absent'}"
+    if len(twins) > 1:
+        yield f"cinder: {len(twins)} attachments with one owner"
+    if facts.volumes[volume]["status"] != "in-use" and not _busy(facts, volume):
+        yield f"cinder: the volume is {facts.volumes[volume]['status']}"
+    if volume not in facts.exports:
+        yield "cinder: there is no export"
+
+
 def unless_clean(facts: Facts, pair: Pair) -> Iterator[str]:
     """Yield what is left of the volume on the server, beside what other servers' mappings account for."""
     volume, server = pair
@@ -219,29 +223,37 @@ def unless_clean(facts: Facts, pair: Pair) -> Iterator[str]:
             yield f"{scope}: the disk"
         if volume in definition.marks and scope != "saved":
             yield f"{scope}: the mark"
-    others = facts.others(pair)
-    busy = _busy(facts, volume)
-    known = {row["owner_mark"] for row in others} | {row["attachment_id"] for row in others}
-    for row in facts.rows[volume]:
-        if not {row["id"], row["instance_uuid"]} & known and row["instance_uuid"] != STRANGER and not busy:
+    if not _busy(facts, volume):  # else the open job's own work may be there
+        others = facts.others(pair)
+        yield from _left_in_cinder(facts, volume, others)
+        yield from _left_on_host(facts, volume, others)
+
+
+def _left_in_cinder(facts: Facts, volume: str, others: list[Row]) -> Iterator[str]:
+    known = {row["owner_mark"] for row in others} | {row["attachment_id"] for row in others} | {STRANGER}
+    rows = facts.rows[volume]
+    for row in rows:
+        if not {row["id"], row["instance_uuid"]} & known:
             yield f"cinder: an attachment ({row['attach_status']})"
-    if not busy:
-        states = {row["attach_status"] for row in facts.rows[volume]}
-        expected = next((status for state, status in STATUS if state in states), "available")
-        if facts.volumes[volume]["status"] != expected:
-            yield f"cinder: the volume is {facts.volumes[volume]['status']}, not {expected}"
-        if not facts.rows[volume] and volume in facts.exports:
-            yield "export: it is still there"
-    if not busy and not any(row["data_path"] == "host" for row in others):
+    states = {row["attach_status"] for row in rows}
+    expected = next((status for state, status in STATUS if state in states), "available")
+    if facts.volumes[volume]["status"] != expected:
+        yield f"cinder: the volume is {facts.volumes[volume]['status']}, not {expected}"
+    if not rows and volume in facts.exports:
+        yield "export: it is still there"
+
+
+def _left_on_host(facts: Facts, volume: str, others: list[Row]) -> Iterator[str]:
+    if not any(row["data_path"] == "host" for row in others):
         for name in ("devices", "links", "crypt"):
             if volume in getattr(facts, name):
                 yield f"host: {name}"
         if any(row["volume_id"] == VOLUMES[volume] for row in facts.connections):
             yield "ledger: a device"
-    if not busy and not others:  # the last mapping takes the secrets along, by whatever data path
-        for kind in ("iscsi", "volume"):
-            if f"{kind}:{VOLUMES[volume]}" in facts.secrets:
-                yield f"host: the libvirt secret ({kind})"
+    # The last mapping takes the secrets along, by whatever data path.
+    for kind in () if others else ("iscsi", "volume"):
+        if f"{kind}:{VOLUMES[volume]}" in facts.secrets:
+            yield f"host: the libvirt secret ({kind})"
 
 
 #: The volume's status by the first of its attachments' states.
@@ -277,30 +289,38 @@ def dangers(facts: Facts, unrowed: set[Pair]) -> Iterator[str]:
     """
     for server, scopes in facts.guests.items():
         for scope, definition in scopes.items():
-            targets = [disk.target for disk in definition.disks]
-            places = [disk.address for disk in definition.disks if disk.address]
-            for name, values in (("target", targets), ("address", places)):
-                if len(set(values)) < len(values):
-                    yield f"{server} {scope}: two disks with one {name}"
+            yield from _twice(f"{server} {scope}", definition)
             for disk in definition.disks:
                 if disk.volume:
                     yield from _held(facts, (disk.volume, server), scope, unrowed)
     for volume in VOLUMES:
-        holders = {
-            server
-            for server, scopes in facts.guests.items()
-            if any(definition.disk(volume) for definition in scopes.values())
-        }
-        plain = not facts.volumes[volume]["multiattach"]
-        if plain and len(holders) > 1:
-            yield f"{volume}: on {sorted(holders)}"
-        if plain and len([row for row in facts.rows[volume] if row["attach_status"] != "reserved"]) > 1:
-            yield f"{volume}: two connected attachments"
-        excused = any(name == volume for name, _server in unrowed)
-        if not excused and volume in facts.links and not _connected(facts, volume):
-            yield f"{volume}: the host has a device, and Cinder no attachment"
-        if holders and not excused and facts.volumes[volume]["status"] == "available":
-            yield f"{volume}: available, and {sorted(holders)} have it"
+        yield from _volume_dangers(facts, volume, excused=any(name == volume for name, _server in unrowed))
+
+
+def _twice(where: str, definition: Definition) -> Iterator[str]:
+    """Yield the targets and addresses that two disks share."""
+    targets = [disk.target for disk in definition.disks]
+    places = [disk.address for disk in definition.disks if disk.address]
+    for name, count in (("target", len(targets) - len(set(targets))), ("address", len(places) - len(set(places)))):
+        if count:
+            yield f"{where}: two disks with one {name}"
+
+
+def _volume_dangers(facts: Facts, volume: str, *, excused: bool) -> Iterator[str]:
+    holders = {
+        server
+        for server, scopes in facts.guests.items()
+        if any(definition.disk(volume) for definition in scopes.values())
+    }
+    plain = not facts.volumes[volume]["multiattach"]
+    if plain and len(holders) > 1:
+        yield f"{volume}: on {sorted(holders)}"
+    if plain and len([row for row in facts.rows[volume] if row["attach_status"] != "reserved"]) > 1:
+        yield f"{volume}: two connected attachments"
+    if not excused and volume in facts.links and not _connected(facts, volume):
+        yield f"{volume}: the host has a device, and Cinder no attachment"
+    if holders and not excused and facts.volumes[volume]["status"] == "available":
+        yield f"{volume}: available, and {sorted(holders)} have it"
 
 
 def _held(facts: Facts, pair: Pair, scope: str, unrowed: set[Pair]) -> Iterator[str]:

@@ -76,7 +76,8 @@ CALLS: dict[str, tuple[tuple[str, str | None], ...]] = {
     ),
 }
 #: What an undo calls, beside what it undoes.
-UNDO_CALLS = tuple(item for item in CALLS["detach"] if item[0] != "cinder.begin_detaching") + (
+UNDO_CALLS = (
+    *(item for item in CALLS["detach"] if item[0] != "cinder.begin_detaching"),
     ("cinder.unreserve", "legacy"),
 )
 READS = {"cinder.show_volume", "cinder.show_attachment", "cinder.list_attachments", "host.find", "guest.show_server"}
