@@ -259,6 +259,9 @@ class Machine(RuleBasedStateMachine):
         self.outcome(kind, pair, ended, trouble, job)
         if job is None and ended.code == DONE and kind == "attach":
             self.check(not drifted or self.is_[pair] == "clean", f"attached already, it says, but: {drifted}")
+        calm = trouble == NONE and dialect == "attachments" and not self.marred_volume(volume)
+        if calm and before.power[server] in {"running", "shutoff"}:
+            self.check(ended.code != BLOCKED, f"blocked without a cause: {ended.err}")
         well = trouble == NONE and not self.marred_volume(volume) and self.can(kind, pair, before)
         if well and was == BACKWARD[kind]:
             self.check(ended.code == DONE, f"nothing is wrong, and {kind} ended with {ended.code}: {ended.err}")

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.crash.machine import Machine
 from tests.report import counted
 
-EXAMPLES, STEPS = counted(12, 250), counted(14, 25)
+EXAMPLES, STEPS = counted(12, 150), counted(14, 25)
 
 
 @pytest.mark.timeout(3600)
