@@ -20,9 +20,9 @@ def kill_seed(request: pytest.FixtureRequest) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the random kills, tether beside Nova, what the matrix covered, and what must end blocked."""
+    """Print the random kills, what is told in the tests' own words, what the tier covered, and what must end blocked."""
     _kills(terminalreporter)
-    _beside_nova(terminalreporter)
+    _told(terminalreporter)
     counts: dict[str, int] = {}
     for report in terminalreporter.getreports("passed"):
         if report.nodeid.startswith("tests/crash/"):
@@ -44,15 +44,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"      {cell}")
 
 
-def _beside_nova(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the counts of Nova beside tether's."""
+#: Sections of the summary, by the property in which tests record their lines.
+SECTIONS = {"matrix": "fault matrix", "machine": "state machine", "beside_nova": "beside Nova"}
+
+
+def _told(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the lines that tests have recorded for the summary."""
+    found: dict[str, list[str]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for key, lines in report.user_properties if report.when == "call" else ():
-                if key == "beside_nova":
-                    terminalreporter.section("beside Nova")
-                    for line in lines:
-                        terminalreporter.write_line(line)
+                found.setdefault(key, []).extend(lines if key in SECTIONS else ())
+    for key, title in SECTIONS.items():
+        if found.get(key):
+            terminalreporter.section(title)
+            for line in found[key]:
+                terminalreporter.write_line(line)
 
 
 def _kills(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash import judge
+from tests.crash.outsider import Outsider
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
 from tether.sim.cinder.seed import add_volume
 from tether.sim.guest import SimGuest
@@ -222,3 +223,81 @@ def test_a_database_that_does_not_answer_at_the_end_is_no_roll_back(sim: SimWorl
     assert "next: once the database answers: tether job resume" in done.err
     assert sim.tether("job", "resume", "--last").code == DONE
     assert sim.jobs()[0] == ("attach", "attached")
+
+
+@pytest.mark.parametrize("what", ["row", "live", "persistent"])
+def test_an_attach_of_what_an_outsider_took_is_no_success(sim: SimWorld, what: str) -> None:
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    outsider = Outsider(sim.directory)
+    if what == "row":
+        drop(sim)
+    else:
+        outsider.detach_disk("guest1", "vol1", what)
+    before = sim.books()
+    for words in (("attach",), ("plan", "attach")):
+        done = sim.tether(*words, "vol1", "guest1")
+        assert done.code == BLOCKED, done.err
+        assert {"row": "attachment", "live": "live", "persistent": "persistent"}[what] in done.err
+        assert "tether detach" in done.err
+    assert judge.diff(before, sim.books()) == []
+    assert sim.tether("detach", "vol1", "guest1").code == DONE
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+
+
+@pytest.mark.parametrize("point", ["plug-live.act.after", "complete-attachment.act.after"])
+def test_an_attach_that_is_undone_does_not_pull_a_disk_from_under_a_saved_guest(sim: SimWorld, point: str) -> None:
+    before = sim.books()
+    assert sim.tether("--fault", f"{point}=kill", "attach", "vol1", "guest1").code == KILLED
+    outsider = Outsider(sim.directory)
+    outsider.save("guest1")
+    done = sim.tether("job", "abort", "--last")
+    assert done.code == BLOCKED, done.err
+    assert "managed-save" in done.err
+    assert sim.books()["host"]["links"]
+    outsider.start("guest1")
+    assert sim.tether("job", "resume", "--last").code == ROLLED_BACK
+    assert judge.diff(before, sim.books()) == []
+
+
+@pytest.mark.parametrize("point", ["unplug-persistent.act.before", "unplug-live.act.before", "unplug-live.act.after"])
+def test_a_detach_waits_for_the_image_of_a_saved_guest(sim: SimWorld, point: str) -> None:
+    before = sim.books()
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    assert sim.tether("--fault", f"{point}=kill", "detach", "vol1", "guest1").code == KILLED
+    outsider = Outsider(sim.directory)
+    outsider.save("guest1")
+    done = sim.tether("job", "resume", "--last")
+    assert done.code == BLOCKED, done.err
+    assert "managed-save" in done.err
+    assert sim.books()["host"]["links"]
+    outsider.start("guest1")
+    assert sim.tether("job", "resume", "--last").code == DONE
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_an_attach_into_a_guest_that_was_saved_is_not_finished_without_its_live_disk(sim: SimWorld) -> None:
+    assert sim.tether("--fault", "plug-live.act.before=kill", "attach", "vol1", "guest1").code == KILLED
+    outsider = Outsider(sim.directory)
+    outsider.save("guest1")
+    done = sim.tether("job", "resume", "--last")
+    assert done.code == BLOCKED, done.err
+    assert "managed-save" in done.err
+    outsider.start("guest1")
+    assert sim.tether("job", "resume", "--last").code == DONE
+    assert "ua-" + VOL1 in (sim.directory / "guests" / GUEST1 / "live.xml").read_text()
+
+
+@pytest.mark.parametrize("last", ["guest1", "guest2"])
+def test_a_device_goes_although_another_server_uses_the_volume_by_network(sim: SimWorld, last: str) -> None:
+    """The setting data_path was changed between the two attaches."""
+    network, before = SimWorld(sim.directory, "network"), sim.books()
+    assert network.tether("attach", "shared1", "guest1").code == DONE
+    one = sim.books()
+    host = SimWorld(sim.directory, "host")
+    host.script("guest.plug_live", "fail")
+    assert host.tether("attach", "shared1", "guest2").code == ROLLED_BACK
+    assert judge.diff(one, sim.books()) == []
+    assert host.tether("attach", "shared1", "guest2").code == DONE
+    for server in sorted(["guest1", "guest2"], key=lambda name: name == last):
+        assert host.tether("detach", "shared1", server).code == DONE
+    assert judge.diff(before, sim.books()) == []

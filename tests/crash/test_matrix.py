@@ -49,7 +49,7 @@ def test_nothing_is_left_half_done(
 ) -> None:
     seed = pytestconfig.getoption("--seed")
     done, bars = run(*options, "--seed", str(1 if seed is None else seed))
-    record_property("matrix", done.stderr.splitlines()[0])
+    record_property("matrix", [done.stderr.splitlines()[0]])
     assert done.returncode == 0, done.stderr[-5000:]
     assert bars == {"violations": 0, "points_without_case": 0}
 

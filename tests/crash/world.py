@@ -73,6 +73,21 @@ class Outcome:
     err: str
 
 
+@dataclass
+class Running:
+    """A command that was begun; its output goes to files."""
+
+    pid: int
+    out: Path
+    err: Path
+
+    def wait(self) -> Outcome:
+        """Wait for its end."""
+        _pid, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return Outcome(128 - code if code < 0 else code, self.out.read_text(), self.err.read_text())
+
+
 class SimWorld:
     """One embedded world in a directory."""
 
@@ -84,6 +99,10 @@ class SimWorld:
 
     def tether(self, *words: str, config: str = "") -> Outcome:
         """Run a command in a forked process, so that it may be killed, with the imports done."""
+        return self.start(*words, config=config).wait()
+
+    def start(self, *words: str, config: str = "") -> Running:
+        """Begin such a command, and return at once."""
         self._runs += 1
         out, err = (self.directory.parent / f"{self.directory.name}.{self._runs}.{name}" for name in ("out", "err"))
         pid = os.fork()
@@ -97,9 +116,7 @@ class SimWorld:
                     code = main(["--config-file", config or str(self._config), "--sim", str(self.directory), *words])
             finally:
                 os._exit(code)
-        _pid, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return Outcome(128 - code if code < 0 else code, out.read_text(), err.read_text())
+        return Running(pid, out, err)
 
     def script(self, call: str, action: str, *, times: int = 1, seconds: float = 0.2, status: int = 400) -> None:
         """Script a failure."""

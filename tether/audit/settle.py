@@ -127,18 +127,21 @@ def _unless_clean(tools: Toolbox, job: Job, mapping: MappingRow | None, attachme
         definition = server.definition(scope)
         if definition is not None and definition.disk(job.volume_id) is not None:
             yield f"the {scope} definition of server {server.name} still has the disk"
+    if server.managed_save:
+        yield f"server {server.name} has a managed-save image, which may hold the disk"
     yield from _held_by_host(tools, job)
 
 
 def _held_by_host(tools: Toolbox, job: Job) -> Iterator[str]:
     """Yield what this host still holds of the volume."""
-    if uses_elsewhere(tools.ledger, job.volume_id, job.server_id, tools.host.identity().machine_id):
-        return  # what the host holds is another server's of this host too
-    device = tools.host.find(job.volume_id)
-    if device is not None:
-        yield f"this host still has {device.path}"
-    if tools.host.encryption_open(job.volume_id):
-        yield "its dm-crypt mapping is still open"
-    for kind in SECRET_KINDS:
-        if tools.guest.has_secret(SecretUse(kind, job.volume_id)):
-            yield f"its libvirt secret ({kind}) is still defined"
+    ids = (job.volume_id, job.server_id, tools.host.identity().machine_id)
+    if not uses_elsewhere(tools.ledger, *ids, data_path="host"):  # else it is another server's of this host too
+        device = tools.host.find(job.volume_id)
+        if device is not None:
+            yield f"this host still has {device.path}"
+        if tools.host.encryption_open(job.volume_id):
+            yield "its dm-crypt mapping is still open"
+    if not uses_elsewhere(tools.ledger, *ids):
+        for kind in SECRET_KINDS:
+            if tools.guest.has_secret(SecretUse(kind, job.volume_id)):
+                yield f"its libvirt secret ({kind}) is still defined"

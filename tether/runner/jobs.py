@@ -215,7 +215,7 @@ class Runner:
             ledger.update_mapping(job.volume_id, job.server_id, state="attached", attachment_id=attachment_id)
         else:
             machine_id = self.place().machine_id
-            if not uses_elsewhere(ledger, job.volume_id, job.server_id, machine_id):
+            if not uses_elsewhere(ledger, job.volume_id, job.server_id, machine_id, data_path="host"):
                 ledger.delete_connection(machine_id, job.volume_id)
             ledger.delete_mapping(job.volume_id, job.server_id)
         return self._end(job, self.logbook.backend(lease).get_connection(), step="", **values)

@@ -16,7 +16,15 @@ from tether.flows.calls import ATTACHMENT, Case, calls_of
 from tether.flows.plan import StepFacts, facts_of, pivot_of, shape
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params, Place
-from tether.runner.requests import Request, already_detached, attach_params, compare, detach_params, held
+from tether.runner.requests import (
+    Request,
+    already_detached,
+    attach_params,
+    check_attached,
+    compare,
+    detach_params,
+    held,
+)
 from tether.sealed import Sealed
 from tether.tasks.guest import CheckDetachable
 from tether.tasks.mapping import CheckAttachable, ServerFacts, free_slot
@@ -92,6 +100,7 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
         UsageError: the device name is none of its bus.
         FinalError: the dialect cannot attach this volume.
         HeldError: another job has the volume.
+        OperatorNeeded: it was attached, and somebody else has taken it away since.
     """
     volume = tools.cinder.find_volume(request.volume)
     server = tools.guest.find_server(request.server)
@@ -102,6 +111,7 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
     if kind == "attach":
         if mapping is not None:
             compare(mapping, volume, server, request)
+            check_attached(mapping, volume, server)
             return _nothing(kind, volume, server, detach_params(mapping, volume), "is attached already")
         return _attach(tools, volume, server, attach_params(tools, volume, server, request))
     if mapping is None:

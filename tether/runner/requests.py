@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass, replace
 
 from tether.adapters.cinder.model import Volume
-from tether.adapters.guest.model import Server
+from tether.adapters.guest.model import Definition, Scope, Server
 from tether.adapters.guest.slots import target_name
-from tether.errors import ConflictError, FinalError, HeldError, NotFound, UsageError
+from tether.errors import ConflictError, FinalError, HeldError, NotFound, OperatorNeeded, UsageError
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
 from tether.runner.jobs import DONE, Runner
@@ -69,6 +69,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         NotFound: no such volume, server or mapping.
         ConflictError: it is attached, or being attached, in another way.
         HeldError: another job has the volume.
+        OperatorNeeded: it was attached, and somebody else has taken it away since.
         UsageError: the idempotency key is too long to be kept.
     """
     if len(request.key) > KEY_LENGTH:
@@ -90,6 +91,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
     if kind == "attach":
         if mapping is not None:
             compare(mapping, volume, server, request)
+            check_attached(mapping, volume, server)
             return Accepted(ledger.job_of(mapping), new=False)
         params = attach_params(runner.tools, volume, server, request)
     else:
@@ -233,6 +235,24 @@ def compare(mapping: MappingRow, volume: Volume, server: Server, request: Reques
             resource=f"volume {volume.id}",
             hint=f"detach it first: tether detach {volume.id} {server.name}",
         )
+
+
+def check_attached(mapping: MappingRow, volume: Volume, server: Server) -> None:
+    """Raise OperatorNeeded if what the ledger has as attached is not so any more in Cinder or in the guest."""
+    name = volume.name or volume.id
+    gone = [f"the {scope} definition has no disk of it" for scope in Scope if _lacks(server.definition(scope), volume)]
+    if mapping.attachment_id not in {attachment_id for _owner, attachment_id in volume.attached_to}:
+        gone.append(f"Cinder has no attachment {mapping.attachment_id}, and says that it is {volume.status}")
+    if gone:
+        raise OperatorNeeded(
+            f"volume {name} was attached to server {server.name}, but is not any more: {'; '.join(gone)}",
+            resource=f"volume {volume.id}",
+            hint=f"take the rest away with: tether detach {volume.id} {server.name}; then attach it again",
+        )
+
+
+def _lacks(definition: Definition | None, volume: Volume) -> bool:
+    return definition is not None and definition.disk(volume.id) is None
 
 
 def _difference(request: Request, params: Params) -> tuple[str, str, str] | None:

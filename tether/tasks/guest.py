@@ -165,6 +165,8 @@ class Plug(Step):
         with self.run.server_lease():
             server = self.run.see_server()
             definition = server.definition(scope)
+            if server.persistent is not None and server.persistent.marks.get(self.job.volume_id) == self.job.id:
+                refuse_image(self.run, server)  # saved since the disk was plugged, or before: it cannot be told
             if definition is None or definition.marks.get(self.job.volume_id) != self.job.id:
                 return
             if definition.disk(self.job.volume_id) is not None:
@@ -179,6 +181,21 @@ class Plug(Step):
             after = self.run.see_server().definition(scope)
             if after is not None and after.disk(self.job.volume_id) is not None:
                 raise UncertainError(f"volume {self.job.volume_name} is still in the {scope} definition")
+
+
+def refuse_image(run: Run, server: Server) -> None:
+    """Refuse to go on while the server is saved: its next start gives it the disks of the image, whatever those are.
+
+    Raises:
+        OperatorNeeded: it has a managed-save image.
+    """
+    if server.managed_save:
+        raise OperatorNeeded(
+            f"server {server.name} was saved: its managed-save image may or may not hold volume {run.job.volume_name}",
+            resource=f"server {server.uuid}",
+            hint=f"start it, or drop the image with: virsh managedsave-remove {server.name}; then: tether job resume"
+            f" {run.job.id}",
+        )
 
 
 def _help_guest(server: Server) -> str:
@@ -237,6 +254,7 @@ class PlugLive(Plug):
         spec = self.spec(volume, attachment_id, connector, slot, device)
         with self.run.server_lease():
             server = self.run.see_server()
+            refuse_image(self.run, server)
             if server.live is not None:
                 try:
                     self.plug(server, spec)
@@ -397,6 +415,7 @@ class UnplugLive(Step):
 
     def act(self, elements: Elements) -> None:
         server = self.run.see_server()
+        refuse_image(self.run, server)
         if server.live is not None and server.power is Power.PAUSED and server.live.disk(self.job.volume_id):
             raise FinalError(
                 f"server {server.name} is paused: it cannot answer an unplug",
@@ -421,6 +440,7 @@ class UnplugLive(Step):
 
     def undo(self, elements: Elements) -> None:
         server = self.run.see_server()
+        refuse_image(self.run, server)
         held = server.live is not None and server.live.disk(self.job.volume_id) is not None
         if held and self.code in self.run.in_flight:
             self.tools.ledger.update_mapping(self.job.volume_id, self.job.server_id, pending_unplug=True)

@@ -16,15 +16,23 @@ GIB = 1024**3
 NO_DEVICE = Device(link="", path="", kind="network")
 
 
-def is_shared(run: Run) -> bool:
-    """Return True while another mapping of this host uses the volume's connection."""
-    return uses_elsewhere(run.tools.ledger, run.job.volume_id, run.job.server_id, run.machine.machine_id)
+def is_shared(run: Run, data_path: str = "") -> bool:
+    """Return True while another mapping of this host uses the volume, by this data path or by any."""
+    return uses_elsewhere(
+        run.tools.ledger, run.job.volume_id, run.job.server_id, run.machine.machine_id, data_path=data_path
+    )
 
 
-def uses_elsewhere(ledger: Ledger, volume_id: str, server_id: str, machine_id: str) -> bool:
-    """Return True if another server of this host has a mapping of the volume."""
+def uses_elsewhere(ledger: Ledger, volume_id: str, server_id: str, machine_id: str, *, data_path: str = "") -> bool:
+    """Return True if another server of this host has a mapping of the volume.
+
+    Args:
+        data_path: count only those that use this one: a device is needed by *host* alone; empty for any.
+    """
     rows = ledger.list_mappings(volume_id=volume_id)
-    return any(row.machine_id == machine_id and row.server_id != server_id for row in rows)
+    return any(
+        row.machine_id == machine_id and row.server_id != server_id and data_path in {"", row.data_path} for row in rows
+    )
 
 
 def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
@@ -35,7 +43,7 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
             (CVE-2023-2088 is what happens otherwise).
         UncertainError: something is left.
     """
-    if is_shared(run):
+    if is_shared(run, "host"):
         return
     run.refuse_while_held()
     try:
@@ -215,7 +223,7 @@ class OpenEncryption(Step):
 
 def close_encryption(run: Run) -> None:
     """Close dm-crypt and prove it, unless another mapping of this host uses it."""
-    if is_shared(run):
+    if is_shared(run, "host"):
         return
     run.refuse_while_held()
     run.tools.host.close_encryption(run.job.volume_id)
