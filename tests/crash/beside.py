@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash import judge
+from tests.crash.case import Case, attached, comparable
 from tests.crash.nova import ATTACHED, CLEAN, HELD, RESULTS, SPOTS, Spot
 from tests.crash.nova_page import summary
-from tests.crash.test_kill import Case, Variant, attached, comparable
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
+from tether.matrix.journeys import Variant
 from tether.sim.cinder import backend
 from tether.sim.store import Store
 

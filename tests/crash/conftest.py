@@ -20,7 +20,7 @@ def kill_seed(request: pytest.FixtureRequest) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the random kills, what is told in the tests' own words, what the tier covered, and what must end blocked."""
+    """Print the random kills, what tests tell of themselves, what the tier covered, and what must end blocked."""
     _kills(terminalreporter)
     _told(terminalreporter)
     counts: dict[str, int] = {}
@@ -30,8 +30,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             counts[name] = counts.get(name, 0) + 1
     if not counts:
         return
-    from tests.crash.test_kill import BLOCKS as KILL_BLOCKS
-    from tests.crash.test_kill import UNDO_BLOCKS
     from tests.crash.test_scripted import BLOCKS
 
     terminalreporter.section("crash tier")
@@ -40,7 +38,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{count:5} {name}")
     blocked = [" ".join(cell) for cell in sorted(BLOCKS)]
     terminalreporter.write_line("must end blocked (legacy dialect; nothing tells whose the volume's status is):")
-    for cell in [*blocked, *sorted(f"killed at {point}" for point in KILL_BLOCKS | UNDO_BLOCKS)]:
+    for cell in blocked:
         terminalreporter.write_line(f"      {cell}")
 
 
