@@ -19,6 +19,8 @@ from tether.matrix.journeys import ABORT, KILLED, RESUME, Journey
 #: How the newest job may end.
 ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
 CONFLICT = 2
+#: After these what was done is there to be found.
+FOUND = ("kill", "stop", "lost-reply", "late", "kill-helper", "disk-full", "database-gone", "clock-jump")
 #: The legacy dialect's reserve has no owner, so that after some faults nothing can tell whose the volume's status is:
 #: these words are in what such a job says then.
 NOBODYS = ("cannot be known", "cannot be told")
@@ -214,7 +216,15 @@ class Trial:
         else:
             if state != "nothing":
                 self._fits(state, code)
+            if state == "rolled-back" and self._goes_forward():
+                self._wrong("it was rolled back, although what it had done could be found")
             self._compare({"attached": "attached", "detached": "fresh"}.get(state, self.journey.start))
+
+    def _goes_forward(self) -> bool:
+        """Return True if nothing has refused anything: what was cut off or lost is then looked for, and gone on from."""
+        point, _, action = self.case.fault.partition("=")
+        forward = self.journey.phase in ("execute", "resume") and not self.journey.undoing and ".undo." not in point
+        return forward and action in FOUND and not self.case.second
 
     def _repeated(self) -> str:
         """Return what world a command without a job must have left."""
