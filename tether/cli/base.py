@@ -44,6 +44,10 @@ class Reported:
             return error.exit_code
         return self.exit_code or code
 
+    def get_epilog(self) -> str:
+        """Return nothing: cliff would read the metadata of every installed package to say which one a command is of."""
+        return ""
+
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Sequence[str], data: Any) -> int:
         """Print the result.
 

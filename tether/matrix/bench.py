@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import gc
+import io
 import json
 import os
 import select
@@ -19,27 +20,11 @@ from typing import Any
 
 from tether import faults
 from tether.matrix import judge
-from tether.matrix.journeys import Variant
+from tether.matrix.journeys import PLAIN, RESUME, Variant
 from tether.persistence import owner
 
 #: Runs one command line and returns its exit code.
 Program = Callable[[list[str]], int]
-
-#: What a command will import is imported before the forks.
-IMPORTS = (
-    "cinderclient.v3.client",
-    "cinderclient.contrib.noauth",
-    "cliff.formatters.table",
-    "keystoneauth1.session",
-    "oslo_config.cfg",
-    "taskflow.engines.action_engine.engine",
-    "tether.persistence.migrations",
-    "tether.runner.jobs",
-    "tether.runner.requests",
-    "tether.runner.world",
-    "tether.sim.cinder.transport",
-    "tether.sim.world",
-)
 
 #: Waits in proportion to a world that answers in milliseconds.
 PACE = """
@@ -86,8 +71,15 @@ class Bench:
     def __init__(self, directory: Path, program: Program) -> None:
         self.directory = directory
         self.program = program
-        for name in IMPORTS:
-            importlib.import_module(name)
+        self._warm()
+
+    def _warm(self) -> None:
+        """Attach and detach in this process: what that imports and looks up, the forked commands need not."""
+        place = str(self.directory / "warm")
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            for words in (PLAIN.attach, PLAIN.detach, RESUME):
+                self.program(["--sim", place, *words])
+        gc.freeze()  # a child's collections would copy what it shares with us
 
     def start(self, kind: str, variant: Variant) -> Path:
         """Return the world of this kind; it is copied, never changed."""

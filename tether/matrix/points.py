@@ -33,7 +33,7 @@ OTHERS = {
 }
 
 #: Calls that change nothing.
-READS = ("show_", "list_", "find")
+READS = ("show_", "list_", "find", "survey")
 #: The read that shows whether absence is a proof.
 BLIND = "cinder.show_volume"
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless

@@ -221,7 +221,7 @@ class Trial:
             self._compare({"attached": "attached", "detached": "fresh"}.get(state, self.journey.start))
 
     def _goes_forward(self) -> bool:
-        """Return True if nothing has refused anything: what was cut off or lost is then looked for, and gone on from."""
+        """Return True if nothing was refused: what was cut off or lost is then looked for, and gone on from."""
         point, _, action = self.case.fault.partition("=")
         forward = self.journey.phase in ("execute", "resume") and not self.journey.undoing and ".undo." not in point
         return forward and action in FOUND and not self.case.second
