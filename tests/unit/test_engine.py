@@ -39,7 +39,7 @@ def test_only_steps_that_can_be_under_way_beside_others_need_a_thread(kind: str)
     for part in parts(kind, CURRENT[kind]):
         plan = plan_of(part, Params())
         beside |= {step.label for step, _data in plan.flow.iter_nodes() if step.name not in plan.alone}
-    assert beside == ({"read-volume", "read-server", "read-connector"} if kind == "attach" else set())
+    assert beside == (set() if kind == "detach" else {"read-volume", "read-server", "read-connector"})
 
 
 def test_jobs_of_one_case_share_a_plan() -> None:

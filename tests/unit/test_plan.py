@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+import tether.tasks.adopt
 import tether.tasks.guest
 import tether.tasks.host
 import tether.tasks.legacy
@@ -17,7 +18,14 @@ from tether.flows import calls, plan, registry
 from tether.persistence.ledger import Params
 from tether.tasks.step import Step
 
-ROOMS = (tether.tasks.guest, tether.tasks.host, tether.tasks.legacy, tether.tasks.mapping, tether.tasks.volume)
+ROOMS = (
+    tether.tasks.adopt,
+    tether.tasks.guest,
+    tether.tasks.host,
+    tether.tasks.legacy,
+    tether.tasks.mapping,
+    tether.tasks.volume,
+)
 STEPS = sorted(
     {
         item
@@ -81,12 +89,18 @@ def test_the_shape_is_that_of_the_flow_which_is_run(kind: str, params: Params) -
         assert all(names.index(before) < names.index(after) for before, after in flow.edges)
     names = [step.code.partition("/")[0] for flow in flows for step in flow.steps]
     on_host = params.data_path == "host"
+    if kind == "adopt":
+        assert ("adopt-device" in names) == on_host
+        return
     assert ("connect-host" in names or "disconnect-host" in names) == on_host
     assert ("open-encryption" in names or "close-encryption" in names) == (on_host and params.encrypted)
     assert any(name.endswith("-legacy") for name in names) == (params.dialect == "legacy")
 
 
-@pytest.mark.parametrize(("kind", "pivot"), [("attach", "plug-live/1"), ("detach", "unplug-live/1")])
+PIVOTS = {"attach": "plug-live/1", "detach": "unplug-live/1", "adopt": "adopt-disk/1"}
+
+
+@pytest.mark.parametrize(("kind", "pivot"), PIVOTS.items())
 @pytest.mark.parametrize("params", CASES, ids=lambda case: f"{case.dialect}-{case.data_path}-{case.encrypted}")
 def test_the_pivot_is_the_last_step_that_may_be_undone(kind: str, pivot: str, params: Params) -> None:
     assert plan.pivot_of(plan.shape(kind, registry.CURRENT[kind], params)) == pivot

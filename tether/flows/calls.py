@@ -49,6 +49,7 @@ def _cinder(case: Case) -> dict[str, tuple[str, ...]]:
     begin = (f'{action} {{"os-begin_detaching": {{}}}}',)
     return {
         "read-volume": (f"GET {volume}",),
+        "check-adoptable": (f"GET {volume}", f"GET /attachments/{case.attachment}"),
         "reserve-volume": (f'POST /attachments {{"attachment": {{"volume_uuid": "{case.volume_id}"{owner}{mode}}}}}',),
         "export-volume": (f"PUT /attachments/{case.attachment} {CONNECTOR}",),
         "complete-attachment": (f'POST /attachments/{case.attachment}/action {{"os-complete": …}}',),
@@ -96,6 +97,10 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
         "plug-live": plug("live") if case.live else (),
         "unplug-persistent": unplug("config"),
         "unplug-live": unplug("live") if case.live else (),
+        "adopt-disk": tuple(
+            f"virsh metadata {case.server} --{scope} (tether's mark)"
+            for scope in ("config", *(["live"] if case.live else []))
+        ),
     }
 
 
@@ -108,6 +113,7 @@ def _host(case: Case) -> dict[str, tuple[str, ...]]:
         "verify-device": (f"size and identity of {case.link}",),
         "open-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
         "close-encryption": (f"cryptsetup close {crypt}",),
+        "adopt-device": (f"ln -s <device> {case.link}",),
         "disconnect-host": ("os-brick: disconnect_volume", f"rm {case.link}"),
     }
 
@@ -116,6 +122,8 @@ def _ledger(case: Case) -> dict[str, tuple[str, ...]]:
     row = f"{case.target} of {case.server}"
     return {
         "create-mapping": (f"INSERT INTO tether_mappings ({row})",),
+        "adopt-mapping": (f"INSERT INTO tether_mappings ({row})",),
+        "finish-adoption": (f"UPDATE tether_mappings ({row}: attached)",),
         "finish-mapping": (f"UPDATE tether_mappings ({row}: attached)",),
         "finish-mapping-legacy": (f"UPDATE tether_mappings ({row}: attached)",),
         "delete-mapping": (f"DELETE FROM tether_mappings ({row})",),  # noqa: S608 - words to show, never run

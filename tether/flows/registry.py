@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
-from tether.flows import attach, detach
+from tether.flows import adopt, attach, detach
 from tether.persistence.ledger import Params
 
 #: The version that new jobs get.
-CURRENT = {"attach": 1, "detach": 1}
+CURRENT = {"attach": 1, "detach": 1, "adopt": 1}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ _PARTS: dict[tuple[str, int], Sequence[Part]] = {
         Part("detach-guest", detach.build_guest),
         Part("detach-release", detach.build_release, revertible=False),
     ),
+    ("adopt", 1): (Part("adopt", adopt.build),),
 }
 
 

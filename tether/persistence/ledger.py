@@ -46,6 +46,7 @@ class Params:
         encrypted: the volume is encrypted and opened on this side.
         multiattach: the volume may be attached more than once.
         owner_mark: attachments carry the job's UUID as their owner.
+        allow_nova: also on a server that Nova manages.
     """
 
     device: str = ""
@@ -56,6 +57,7 @@ class Params:
     encrypted: bool = False
     multiattach: bool = False
     owner_mark: bool = True
+    allow_nova: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Job:
     @property
     def owner(self) -> str:
         """The owner mark of this job's attachment."""
-        return str(uuid.uuid5(OWNER_NAMESPACE, self.id))
+        return owner_of(self.id)
 
     def is_live(self, now: float) -> bool:
         """Return True while a runner works on it: the lease has not lapsed, and its owner is not provably dead."""
@@ -162,6 +164,11 @@ class ConnectionRow:
     identity: str | None
     path: str
     created_at: float = field(default=0.0)
+
+
+def owner_of(job_id: str) -> str:
+    """Return the owner mark of a job's attachment."""
+    return str(uuid.uuid5(OWNER_NAMESPACE, job_id))
 
 
 class Ledger:

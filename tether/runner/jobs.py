@@ -41,7 +41,7 @@ from tether.tasks.run import Run, Toolbox, describe
 
 LOG = logging.getLogger(__name__)
 
-DONE = {"attach": "attached", "detach": "detached"}
+DONE = {"attach": "attached", "detach": "detached", "adopt": "attached"}
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
 #: States of a step that say: it has begun.

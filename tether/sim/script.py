@@ -46,7 +46,19 @@ CALLS = (
             "roll_detaching",
         )
     ),
-    *(f"host.{verb}" for verb in ("connect", "find", "disconnect", "open_encryption", "close_encryption")),
+    *(
+        f"host.{verb}"
+        for verb in (
+            "connect",
+            "find",
+            "device_at",
+            "link",
+            "unlink",
+            "disconnect",
+            "open_encryption",
+            "close_encryption",
+        )
+    ),
     *(
         f"guest.{verb}"
         for verb in (

@@ -153,7 +153,7 @@ class VerifyDevice(Step):
                 hint="see the kernel's log for lost paths",
             )
         expected = self.tools.host.expected_identity(self.run.connection(attachment_id, connector))
-        wrong = _mismatch(volume, found, expected)
+        wrong = mismatch(volume, found, expected)
         if not wrong:
             return
         others = [
@@ -173,7 +173,7 @@ class VerifyDevice(Step):
         )
 
 
-def _mismatch(volume: Volume, device: Device, expected: str) -> str:
+def mismatch(volume: Volume, device: Device, expected: str) -> str:
     """Return what is wrong with the device, or an empty text."""
     if device.identities_differ:
         return "its paths report different identities"
