@@ -72,6 +72,7 @@ def test_every_scripted_verb_is_known_by_its_request(api: Api) -> None:
     volume = api.volume(encrypted=True)
     attachment = api.created(volume)
     requests_of = {
+        "list_volumes": lambda: api.call("GET", "/volumes/detail"),
         "show_volume": lambda: api.call("GET", f"/volumes/{volume}"),
         "list_attachments": lambda: api.call("GET", "/attachments/detail"),
         "show_attachment": lambda: api.call("GET", f"/attachments/{attachment}"),

@@ -1,14 +1,22 @@
-"""Reads the five books about one volume and one server into one comparable value. Nothing is changed."""
+"""What the five books say about one volume and one server, as one comparable value. Nothing is changed."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tether.adapters.cinder.model import Attachment
 from tether.adapters.guest.model import Definition, Scope, SecretUse
+from tether.audit.survey import Survey
 from tether.errors import NotFound
+from tether.persistence.ledger import MappingRow
 from tether.tasks.guest import SECRET_KINDS
 from tether.tasks.run import Toolbox
+
+#: Stands in the place of what a book says that could not be read.
+UNREAD = {"unread": "nothing is known"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Books:
     def lines(self) -> dict[str, str]:
         """Return one line a book, for people."""
         return {
-            f"book_{item.name}": "; ".join(f"{key}: {value}" for key, value in getattr(self, item.name).items()) or "-"
+            item.name: "; ".join(f"{key}: {_words(value)}" for key, value in getattr(self, item.name).items()) or "-"
             for item in fields(self)
         }
 
@@ -59,12 +67,49 @@ def read_books(tools: Toolbox, volume_id: str, server_id: str) -> Books:
     )
 
 
+def books_of(survey: Survey, volume_id: str, server_id: str = "") -> Books:
+    """Return what a survey has of a volume, and of its disk in a server if one is named; what is unread says so."""
+    server = survey.servers.get(server_id)
+    listed = survey.cloud.volumes.get(volume_id) if survey.cloud else None
+    kept = survey.ledger.connections.get(volume_id) if survey.ledger else None
+    unknown = UNREAD if survey.guest is None or server_id in survey.guest.unread else {"server": "unknown"}
+    live, persistent = ({} if server is not None or not server_id else unknown for _ in Scope)
+    if server is not None:
+        live, persistent = (
+            _definition(server.definition(scope), volume_id) for scope in (Scope.LIVE, Scope.PERSISTENT)
+        )
+    return Books(
+        cinder=_volume(listed.volume.status if listed else None, survey.cloud.rows(volume_id))
+        if survey.cloud
+        else UNREAD,
+        ledger=_rows(survey.mapping_of.get((volume_id, server_id)), [kept.path] if kept else [])
+        if survey.ledger
+        else UNREAD,
+        host=_holdings(survey, volume_id) if survey.host else UNREAD,
+        live=live,
+        persistent=persistent,
+    )
+
+
+def _holdings(survey: Survey, volume_id: str) -> dict[str, Any]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for item in survey.holdings_of.get(volume_id, ()):
+        names[item.kind].append(item.name)
+    secrets = [use.kind for use in survey.guest.secrets if use.usage == volume_id] if survey.guest else ["unread"]
+    return {"device": names.pop("device", None) or "absent", **names, "secrets": sorted(secrets)}
+
+
 def _cinder(tools: Toolbox, volume_id: str) -> dict[str, Any]:
     try:
         status = tools.cinder.show_volume(volume_id).status
     except NotFound:
         return {"volume": "absent"}
-    rows = tools.cinder.list_attachments(volume_id)
+    return _volume(status, tools.cinder.list_attachments(volume_id))
+
+
+def _volume(status: str | None, rows: Sequence[Attachment]) -> dict[str, Any]:
+    if status is None:
+        return {"volume": "absent"}
     return {"volume": status, "attachments": sorted(f"{row.status} {row.owner or 'unowned'}" for row in rows)}
 
 
@@ -72,6 +117,10 @@ def _ledger(tools: Toolbox, volume_id: str, server_id: str) -> dict[str, Any]:
     row = tools.ledger.mapping(volume_id, server_id)
     machine = tools.host.identity().machine_id
     devices = [item.path for item in tools.ledger.list_connections(machine) if item.volume_id == volume_id]
+    return _rows(row, devices)
+
+
+def _rows(row: MappingRow | None, devices: list[str]) -> dict[str, Any]:
     return {
         "mapping": "absent" if row is None else f"{row.state} as {row.target}",
         "devices": devices,
@@ -96,3 +145,7 @@ def _definition(definition: Definition | None, volume_id: str) -> dict[str, Any]
         "mark": definition.marks.get(volume_id, "absent"),
         "controllers": len(definition.controllers),
     }
+
+
+def _words(value: Any) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

@@ -96,6 +96,6 @@ class ShowMapping(ShowOne):
             "job": row.job_id,
             "pending_unplug": row.pending_unplug,
             "created": moment(row.created_at),
-            **books,
+            **{f"book_{name}": text for name, text in books.items()},
         }
         return tuple(fields), tuple(fields.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ from tether.persistence.schema import connections, jobs, mappings, secrets
 
 #: Job states in which the job is not finished: it holds its volume.
 OPEN = ("running", "blocked")
+#: How many values go into one query.
+MANY = 500
 #: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
 OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
 
@@ -289,6 +291,29 @@ class Ledger:
             .limit(1)
         )
 
+    def jobs_of(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Return those of these jobs that are there, by their ids."""
+        return {job.id: job for job in self._where(jobs.c.id, job_ids)}
+
+    def jobs_about(self, volume_ids: Collection[str]) -> list[Job]:
+        """Return every job about one of these volumes, oldest first."""
+        return sorted(self._where(jobs.c.volume_id, volume_ids), key=lambda job: job.created_at)
+
+    def jobs_since(self, moment: float) -> list[Job]:
+        """Return the jobs that were made at or after a moment; seconds since the epoch."""
+        with self._database.read() as connection:
+            return [
+                _job(row) for row in connection.execute(sa.select(jobs).where(jobs.c.created_at >= moment)).mappings()
+            ]
+
+    def _where(self, column: sa.Column[Any], values: Collection[str]) -> list[Job]:
+        wanted = sorted(values)
+        queries = [
+            sa.select(jobs).where(column.in_(wanted[first : first + MANY])) for first in range(0, len(wanted), MANY)
+        ]
+        with self._database.read() as connection:
+            return [_job(row) for query in queries for row in connection.execute(query).mappings()]
+
     def _one(self, query: sa.Select[Any], **given: Any) -> Job | None:
         with self._database.read() as connection:
             row = connection.execute(query, given).mappings().first()
@@ -368,6 +393,12 @@ class Ledger:
         with self._database.read() as connection:
             text: str | None = connection.execute(query).scalar()
         return text
+
+    def secrets_named(self, name: str) -> dict[str, str]:
+        """Return the sealed secrets of this name, by their job."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(secrets.c.job_id, secrets.c.sealed).where(secrets.c.name == name))
+            return {row.job_id: row.sealed for row in rows}
 
     # -- devices --------------------------------------------------------------------------------------------
 

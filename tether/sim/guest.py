@@ -19,6 +19,7 @@ from tether.adapters.guest.model import (
     Definition,
     Disk,
     GuestIdentity,
+    GuestSurvey,
     Power,
     Scope,
     SecretUse,
@@ -82,6 +83,23 @@ class SimGuest:
             with self._domain(uuid) as domain:
                 servers.append(_server(domain))
         return servers
+
+    def survey(self) -> GuestSurvey:
+        def look() -> GuestSurvey:
+            servers, unread = [], {}
+            for uuid in uuids_of(self._store):
+                try:
+                    with self._domain(uuid) as domain:
+                        servers.append(_server(domain))
+                except NotFound:
+                    continue  # a transient one that was stopped
+                except FinalError as error:
+                    unread[uuid] = error.message
+            with self._secrets() as book:
+                uses = [SecretUse(*key.split(":", 1)) for key in book["secrets"]]
+            return GuestSurvey(tuple(servers), frozenset(uses), unread)
+
+        return self._scripted("survey", look)
 
     def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str, adopted: Disk | None = None) -> None:
         place = [adopted.target, adopted.source] if adopted else []

@@ -6,6 +6,8 @@ The book ``host``::
     devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
     links      volume id -> what tether's link points to
     crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping
+    sessions   volume id -> sessions without a device: what a kill inside os-brick leaves, put there by a test
+    maps       volume id -> the name of a multipath map, put there by a test
     pending    calls that were answered with a time-out and are carried out at `due`
 
 Of the book ``cinder`` it reads ``exports`` (volume id -> target_iqn, auth_username, auth_password), ``keys``
@@ -29,7 +31,7 @@ from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import wwid
-from tether.adapters.host.model import Device, HostIdentity
+from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
 from tether.clock import Clock, SystemClock
 from tether.errors import FinalError, NotFound, UncertainError
 from tether.sealed import Sealed
@@ -170,11 +172,33 @@ class SimHost:
             left += [f"session {session}" for session in device["sessions"]]
             left += [f"node record {session}" for session in device["sessions"]]
             left.append(f"disk {device['path']}")
+        left += [f"session {session}" for session in book.get("sessions", {}).get(volume_id, [])]
+        if name := book.get("maps", {}).get(volume_id):
+            left.append(f"multipath map {name}")
         if crypt := book["crypt"].get(volume_id):
             left.append(f"dm-crypt {crypt['name']}")
         if volume_id in book["links"]:
             left.append(f"link {self._link(volume_id)}")
         return left
+
+    def survey(self) -> HostSurvey:
+        found: list[HostSurvey] = []
+
+        def look(book: Book) -> None:
+            holdings = [Holding("link", self._link(volume_id), volume_id) for volume_id in book["links"]]
+            for volume_id, device in book["devices"].items():
+                identity = device["identity"]
+                holdings.append(Holding("device", device["path"], volume_id, device["iqn"], identity))
+                holdings += [Holding("session", name, volume_id, device["iqn"]) for name in device["sessions"]]
+            for volume_id, names in book.get("sessions", {}).items():
+                holdings += [Holding("session", name, volume_id, name.rpartition(" ")[2]) for name in names]
+            holdings += [Holding("map", name, volume_id) for volume_id, name in book.get("maps", {}).items()]
+            holdings += [Holding("crypt", item["name"], volume_id) for volume_id, item in book["crypt"].items()]
+            linked = {volume_id: self._present(book, volume_id) for volume_id in book["devices"].keys() & book["links"]}
+            found.append(HostSurvey(tuple(holdings), linked))
+
+        self._perform("host.survey", "", None, look)
+        return found[0]
 
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
@@ -218,8 +242,8 @@ class SimHost:
             self._clock.wait(scripted.seconds)
         if action == "fail":
             raise FinalError(
-                f"{call} of volume {volume_id} failed",
-                resource=f"volume {volume_id}",
+                f"{_subject(call, volume_id)} failed",
+                resource=f"volume {volume_id}" if volume_id else "",
                 hint="this failure was scripted",
             )
         if scripted and action == "late" and pending is not None:
@@ -313,8 +337,8 @@ class SimHost:
                 resource=f"volume {volume_id}",
                 hint="detach the disk from the guest first",
             )
-        book["devices"].pop(volume_id, None)
-        book["links"].pop(volume_id, None)
+        for part in ("devices", "links", "sessions", "maps"):
+            book.get(part, {}).pop(volume_id, None)
 
     def _open_crypt(self, book: Book, volume_id: str) -> None:
         if volume_id not in book["devices"]:
@@ -390,10 +414,14 @@ class SimKeys:
 
 def _no_answer(call: str, volume_id: str) -> UncertainError:
     return UncertainError(
-        f"{call} of volume {volume_id} did not answer in time",
-        resource=f"volume {volume_id}",
+        f"{_subject(call, volume_id)} did not answer in time",
+        resource=f"volume {volume_id}" if volume_id else "",
         hint="see whether the host answers again",
     )
+
+
+def _subject(call: str, volume_id: str) -> str:
+    return f"{call} of volume {volume_id}" if volume_id else call
 
 
 def _export(cinder: Book, iqn: str) -> tuple[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ CALLS = (
     *(
         f"cinder.{verb}"
         for verb in (
+            "list_volumes",
             "show_volume",
             "list_attachments",
             "show_attachment",
@@ -57,11 +58,13 @@ CALLS = (
             "disconnect",
             "open_encryption",
             "close_encryption",
+            "survey",
         )
     ),
     *(
         f"guest.{verb}"
         for verb in (
+            "survey",
             "show_server",
             "plug_persistent",
             "plug_live",

@@ -19,6 +19,7 @@ from tether.adapters.cinder.model import (
     Connection,
     Connector,
     Encryption,
+    ListedVolume,
     Volume,
 )
 from tether.clock import Clock
@@ -34,6 +35,10 @@ HIGHEST_MICROVERSION = "3.71"
 BASE_MICROVERSION = "3.0"
 #: Seconds between two tries of a read.
 READ_PAUSES = (0.2, 0.5, 1.0)
+#: Rows of a page: Cinder's osapi_max_limit, unless it is set lower; then pages are shorter.
+PAGE = 1000
+#: How often a list is begun anew because a row was deleted that its next page was to begin after.
+LISTINGS = 5
 
 
 class RequestIds(threading.local):
@@ -144,6 +149,25 @@ class CinderClient(Cinder):
         # A filter that Cinder does not know is ignored or gives nothing, without an error.
         return [row for row in rows if row.volume_id == volume_id]
 
+    def list_volumes(self) -> list[ListedVolume]:
+        return self._list_all(
+            "volumes",
+            lambda client, marker: [
+                wire.listed_volume(item.to_dict()) for item in client.volumes.list(limit=PAGE, marker=marker)
+            ],
+            lambda row: row.volume.id,
+        )
+
+    def list_project_attachments(self) -> list[Attachment]:
+        return self._list_all(
+            "attachments",
+            lambda client, marker: [
+                wire.attachment(item.to_dict())
+                for item in client.attachments.list(detailed=True, limit=PAGE, marker=marker)
+            ],
+            lambda row: row.id,
+        )
+
     def show_attachment(self, attachment_id: str) -> Attachment:
         return self._read(
             "show",
@@ -227,6 +251,30 @@ class CinderClient(Cinder):
 
     def roll_detaching(self, volume_id: str) -> None:
         self._write("roll detaching", "volume", volume_id, lambda client: client.volumes.roll_detaching(volume_id))
+
+    def _list_all(self, kind: str, page: Callable[[Any, str | None], list[T]], id_of: Callable[[T], str]) -> list[T]:
+        """Return all rows of a list.
+
+        The last page is the one that is empty: a page may be shorter than what was asked for, and attachments come
+        without links.
+        """
+        for _ in range(LISTINGS):
+            rows: list[T] = []
+            try:
+                while found := self._page(kind, id_of(rows[-1]) if rows else "", page):
+                    rows += found
+            except NotFound:  # the row that the next page was to begin after is gone
+                continue
+            return rows
+        raise UncertainError(
+            f"the list of {kind} cannot be read: they are deleted while its pages are read",
+            resource="Cinder",
+            hint="read the list again when fewer are being deleted",
+        )
+
+    def _page(self, kind: str, marker: str, page: Callable[[Any, str | None], list[T]]) -> list[T]:
+        what = f"{kind} after" if marker else kind
+        return self._read("list", what, marker, lambda client: page(client, marker or None))
 
     def _read(self, verb: str, kind: str, id: str, ask: Callable[[Any], T]) -> T:
         """Ask, and ask again a few times where no usable answer comes."""

@@ -77,6 +77,20 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedVolume:
+    """A volume as ``GET /volumes/detail`` lists it.
+
+    Args:
+        updated_at: when Cinder last wrote its row, which each change of its status does; UTC, ISO 8601.
+        hosts: attachment id -> the name of the host it is connected to; of *attached* rows, and for administrators.
+    """
+
+    volume: Volume
+    updated_at: str = ""
+    hosts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
     """How a host or QEMU reaches the exported volume: a flattened connection_info.
 
@@ -168,6 +182,19 @@ class Cinder(Protocol):
 
     def list_attachments(self, volume_id: str) -> list[Attachment]:
         """Return the volume's attachments of every status and project, without connections."""
+
+    def list_volumes(self) -> list[ListedVolume]:
+        """Return every volume of the project, read in pages.
+
+        Raises:
+            UncertainError: also if volumes keep being deleted while the pages are read.
+        """
+
+    def list_project_attachments(self) -> list[Attachment]:
+        """Return every attachment of the project with its connection, read in pages; see :meth:`list_volumes`.
+
+        Legacy attachments have no connection: Cinder keeps none of theirs.
+        """
 
     def show_attachment(self, attachment_id: str) -> Attachment:
         """Return the attachment with its connection; ``NotFound`` if it is gone."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tether.adapters.cinder.model import Attachment, Connection, Encryption, Volume
+from tether.adapters.cinder.model import Attachment, Connection, Encryption, ListedVolume, Volume
 from tether.sealed import Sealed
 
 
@@ -37,6 +37,19 @@ def volume(body: Mapping[str, Any]) -> Volume:
         attached_to=tuple(
             (_text(row.get("server_id")), _text(row.get("attachment_id"))) for row in body.get("attachments") or ()
         ),
+    )
+
+
+def listed_volume(body: Mapping[str, Any]) -> ListedVolume:
+    """Return the volume of a row of ``GET /volumes/detail``.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no such row.
+    """
+    return ListedVolume(
+        volume=volume(body),
+        updated_at=_text(body.get("updated_at") or body.get("created_at")),
+        hosts={str(row["attachment_id"]): _text(row.get("host_name")) for row in body.get("attachments") or ()},
     )
 
 

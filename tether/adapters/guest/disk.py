@@ -257,13 +257,26 @@ def _network_spec(
     return DiskSpec(type="network", protocol=connection.protocol, luks=front_end, **reach, **common)
 
 
+def network_source(connection: Connection) -> str:
+    """Return what QEMU opens for a volume that it reaches by itself; empty if the connection does not say."""
+    data = connection.data.open()
+    try:
+        return _iscsi_name(data) if connection.protocol == "iscsi" else str(data.get("name", ""))
+    except (KeyError, IndexError, TypeError, ValueError):
+        return ""
+
+
+def _iscsi_name(data: Mapping[str, Any]) -> str:
+    iqn = data["target_iqn"] if "target_iqn" in data else data["target_iqns"][0]
+    lun = data["target_lun"] if "target_lun" in data else data["target_luns"][0]
+    return iscsi_source(f"{iqn}/{int(lun)}")
+
+
 def _iscsi(volume_id: str, data: Mapping[str, Any], initiator: str) -> dict[str, Any]:
     """Return the fields of an iSCSI disk; of several portals QEMU takes one."""
     portal = data["target_portal"] if "target_portal" in data else data["target_portals"][0]
-    iqn = data["target_iqn"] if "target_iqn" in data else data["target_iqns"][0]
-    lun = data["target_lun"] if "target_lun" in data else data["target_luns"][0]
     reach: dict[str, Any] = {
-        "source": iscsi_source(f"{iqn}/{int(lun)}"),
+        "source": _iscsi_name(data),
         "hosts": (_host_port(str(portal)),),
         "initiator": initiator,
     }

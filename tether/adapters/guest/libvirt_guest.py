@@ -14,6 +14,7 @@ from tether.adapters.guest.model import (
     Definition,
     Disk,
     GuestIdentity,
+    GuestSurvey,
     Power,
     Scope,
     SecretUse,
@@ -33,6 +34,9 @@ POLL_INTERVAL = 1.0
 STILL_OPEN = "in the process of unplug"
 #: How often a domain is read whose state changes under the reader's eyes.
 READS = 3
+#: How the description of a secret of tether's begins, and the element that names what a secret is for.
+_OURS = "tether: volume "
+_NAMED_BY = {"iscsi": "target", "volume": "volume"}
 
 
 def open_guest(settings: Settings) -> LibvirtGuest:
@@ -88,6 +92,20 @@ class LibvirtGuest:
             except NotFound:
                 continue  # undefined or migrated since the list was made
         return servers
+
+    def survey(self) -> GuestSurvey:
+        servers: list[Server] = []
+        unread: dict[str, str] = {}
+        for uuid in self._daemon.read("listAllDomains", lambda c: [d.UUIDString() for d in c.listAllDomains(0)]):
+            try:
+                servers.append(self.show_server(uuid))
+            except NotFound:
+                continue  # as in list_servers
+            except (FinalError, UncertainError) as error:
+                unread[uuid] = error.message
+        secrets = self._daemon.read("listAllSecrets", lambda c: [s.XMLDesc(0) for s in c.listAllSecrets(0)])
+        uses = frozenset(use for use in map(_own_secret, secrets) if use is not None)
+        return GuestSurvey(tuple(servers), uses, unread)
 
     def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str, adopted: Disk | None = None) -> None:
         definition = self._definition(uuid, scope)
@@ -333,10 +351,20 @@ def _secret_xml(use: SecretUse) -> str:
     An ephemeral one is gone after a restart, and the guest's next start then fails.
     """
     secret = ET.Element("secret", {"ephemeral": "no", "private": "yes"})
-    ET.SubElement(secret, "description").text = f"tether: volume {use.usage}"
+    ET.SubElement(secret, "description").text = f"{_OURS}{use.usage}"
     usage = ET.SubElement(secret, "usage", {"type": use.kind})
-    ET.SubElement(usage, {"iscsi": "target", "volume": "volume"}[use.kind]).text = use.usage
+    ET.SubElement(usage, _NAMED_BY[use.kind]).text = use.usage
     return ET.tostring(secret, encoding="unicode")
+
+
+def _own_secret(xml: str) -> SecretUse | None:
+    """Return what a secret of tether's is for; None for another's."""
+    root = parse_element(xml, "secret")
+    usage = root.find("usage")
+    kind = usage.get("type", "") if usage is not None else ""
+    if usage is None or kind not in _NAMED_BY or not root.findtext("description", "").startswith(_OURS):
+        return None
+    return SecretUse(kind, usage.findtext(_NAMED_BY[kind], ""))
 
 
 def _memory_snapshot(xml: str) -> tuple[str, tuple[str, ...]] | None:

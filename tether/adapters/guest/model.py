@@ -188,6 +188,20 @@ class SecretUse:
     usage: str
 
 
+@dataclass(frozen=True, slots=True)
+class GuestSurvey:
+    """All that one libvirt has, as far as it could be read.
+
+    Args:
+        secrets: those that tether has defined.
+        unread: of domains that could not be read, their UUID and why.
+    """
+
+    servers: tuple[Server, ...]
+    secrets: frozenset[SecretUse] = frozenset()
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
 class Guest(Protocol):
     """The verbs tether needs.
 
@@ -206,6 +220,12 @@ class Guest(Protocol):
 
     def list_servers(self) -> list[Server]:
         """Return every domain of this libvirt."""
+
+    def survey(self) -> GuestSurvey:
+        """Return every domain and all of tether's secrets.
+
+        A domain that cannot be read is in ``unread``; it does not keep the others from being read.
+        """
 
     def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str, adopted: Disk | None = None) -> None:
         """Put tether's mark for the volume into one definition's metadata.

@@ -17,7 +17,7 @@ from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import errors, helper, process, wwid
-from tether.adapters.host.model import Device, HostIdentity, from_json
+from tether.adapters.host.model import Device, HostIdentity, HostSurvey, from_json, survey_from_json
 from tether.adapters.host.network import NetworkHost
 from tether.adapters.host.places import Places, own_initiator, read_identity
 from tether.errors import ConfigError, FinalError, UncertainError
@@ -79,6 +79,9 @@ class BrickHost:
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
         return list(self._ask("residue", volume_id=volume_id, **_reach(connection)))
+
+    def survey(self) -> HostSurvey:
+        return survey_from_json(self._ask("survey"))
 
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())

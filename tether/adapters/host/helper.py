@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TextIO
 
 from tether.adapters.host import errors
 from tether.adapters.host.local import LocalHost
-from tether.adapters.host.model import Device, as_json
+from tether.adapters.host.model import Device, as_json, survey_as_json
 from tether.adapters.host.places import Places
 from tether.errors import TetherError
 from tether.sealed import scrub, secrets_in
@@ -54,6 +54,8 @@ def carry_out(request: Mapping[str, Any]) -> Any:
         "encryption_open": host.encryption_open,
         "close_encryption": host.close_encryption,
     }
+    if verb == "survey":
+        return survey_as_json(host.survey())
     result = verbs[verb](**words)
     return as_json(result) if isinstance(result, Device) else result
 

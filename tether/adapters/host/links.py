@@ -31,6 +31,14 @@ class Links:
         except FileNotFoundError:
             return ""
 
+    def all(self) -> list[tuple[str, str]]:
+        """Return every link: the volume's id, and where the link is."""
+        try:
+            entries = sorted(self._volumes.iterdir())
+        except FileNotFoundError:
+            return []
+        return [(entry.name, str(entry)) for entry in entries if not entry.name.startswith(".")]
+
     def point(self, volume_id: str, target: str) -> None:
         """Make the link, or point it elsewhere, in one step."""
         self._make(self._volumes)

@@ -10,7 +10,7 @@ from typing import Any
 from tether.adapters.host import brick_calls, crypt
 from tether.adapters.host.errors import mapped
 from tether.adapters.host.links import Links
-from tether.adapters.host.model import Device
+from tether.adapters.host.model import Device, Holding, HostSurvey
 from tether.adapters.host.places import Places
 from tether.adapters.host.probes import Probes, mapping_name
 from tether.errors import FinalError, TetherError, UncertainError
@@ -141,6 +141,19 @@ class LocalHost:
         self._check_protocol(volume_id, protocol)
         link = [f"link {self._links.path(volume_id)}"] if self._links.target(volume_id) else []
         return self._left(volume_id, protocol, data) + link
+
+    def survey(self) -> HostSurvey:
+        """Return all that this host holds."""
+        self._probes.check_eyesight()
+        links = self._links.all()
+        return HostSurvey(
+            holdings=(*(Holding("link", path, volume_id) for volume_id, path in links), *self._probes.holdings()),
+            devices={
+                volume_id: self._present(volume_id)
+                for volume_id, _ in links
+                if self._probes.block_of(self._links.target(volume_id))
+            },
+        )
 
     def open_encryption(self, volume_id: str, *, provider: str, cipher: str, key_size: int, passphrase: str) -> Device:
         """Open dm-crypt over the volume's own device and point the link at it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
@@ -52,6 +52,41 @@ class Device:
     open_count: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One thing that this host holds of a volume.
+
+    Args:
+        kind: ``link`` (tether's own), ``device``, ``session`` (with its node record), ``map`` (multipath) or ``crypt``
+            (dm-crypt).
+        name: what the host calls it: a path, ``session1``, the map's name.
+        volume_id: whose it is, as it says itself: by tether's name, or by a target that is named after the volume;
+            empty where it says nothing.
+        target: the iSCSI target of a session.
+        identity: what a device or a map reports, normalised.
+    """
+
+    kind: str
+    name: str
+    volume_id: str = ""
+    target: str = ""
+    identity: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSurvey:
+    """All that this host holds, as far as its reader looks.
+
+    Args:
+        devices: volume id -> the device behind tether's link, where there is one.
+        sees_devices: False where the reader looks at tether's links alone.
+    """
+
+    holdings: tuple[Holding, ...] = ()
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    sees_devices: bool = True
+
+
 class Host(Protocol):
     """The verbs tether needs.
 
@@ -93,6 +128,12 @@ class Host(Protocol):
         An empty list is the proof that the host is clean: the reader has looked at every place.
         """
 
+    def survey(self) -> HostSurvey:
+        """Return all that this host holds of any volume: links, iSCSI sessions and their disks, maps, dm-crypt.
+
+        NVMe controllers and Fibre Channel ports name no volume, so of these the links alone tell.
+        """
+
     def expected_identity(self, connection: Connection) -> str:
         """Return the WWID or NGUID that the connection info itself names, or empty where it names none."""
 
@@ -116,6 +157,20 @@ class Keys(Protocol):
 def as_json(device: Device) -> dict[str, Any]:
     """Return the device as JSON-ready data."""
     return {name: getattr(device, name) for name in Device.__slots__}
+
+
+def survey_as_json(survey: HostSurvey) -> dict[str, Any]:
+    """Return a survey as JSON-ready data."""
+    return asdict(survey)
+
+
+def survey_from_json(data: Mapping[str, Any]) -> HostSurvey:
+    """Return the survey that :func:`survey_as_json` wrote."""
+    return HostSurvey(
+        holdings=tuple(Holding(**item) for item in data["holdings"]),
+        devices={volume_id: Device(**item) for volume_id, item in data["devices"].items()},
+        sees_devices=data["sees_devices"],
+    )
 
 
 def from_json(data: Mapping[str, Any]) -> Device:

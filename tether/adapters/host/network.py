@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import wwid
-from tether.adapters.host.model import Device, HostIdentity
+from tether.adapters.host.links import Links
+from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
 from tether.adapters.host.places import Places, read_identity
 from tether.errors import ConfigError, FinalError
 from tether.sealed import Sealed
@@ -75,6 +76,10 @@ class NetworkHost:
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
         link = os.path.join(self._settings.run_dir, "volumes", volume_id)  # noqa: PTH118  text, as in Device.link
         return [f"link {link}"] if os.path.lexists(link) else []
+
+    def survey(self) -> HostSurvey:
+        links = Links(self._settings.run_dir).all()
+        return HostSurvey(tuple(Holding("link", path, volume_id) for volume_id, path in links), sees_devices=False)
 
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())

@@ -7,16 +7,19 @@ proven by.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tether.adapters.host import wwid
+from tether.adapters.host.model import Holding
 from tether.adapters.host.places import Places
 from tether.errors import UncertainError
 
 SECTOR = 512
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: They open every disk for a moment, or (multipathd) every path for as long as it is there.
 _WATCHERS = {"multipathd", "systemd-udevd", "udevd", "(udev-worker)"}
 
@@ -167,6 +170,22 @@ class Probes:
         if self.map_named(mapping_name(volume_id)):
             lines.append(f"dm-crypt {mapping_name(volume_id)}")
         return lines
+
+    def holdings(self) -> Iterator[Holding]:
+        """Yield every iSCSI session with its disks, every multipath map, and every dm-crypt mapping of tether's."""
+        for session in _children(self._sys / "class/iscsi_session"):
+            target = _text(session / "targetname")
+            named = _UUID.search(target)
+            volume_id = named[0] if named else ""
+            yield Holding("session", session.name, volume_id, target)
+            for _lun, disk in self._luns(session):
+                yield Holding("device", str(self._dev / disk), volume_id, target, self._identity(disk))
+        prefix = mapping_name("")
+        for _block, name, uuid in self.maps():
+            if uuid.startswith("mpath-"):
+                yield Holding("map", name, identity=wwid.normalise(uuid.removeprefix("mpath-")))
+            elif uuid.startswith("CRYPT-") and name.startswith(prefix):
+                yield Holding("crypt", name, name.removeprefix(prefix))
 
     def disks(self, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return the disks of a connection, by what it is addressed by and not by what they report."""

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from tether.clock import Clock, SystemClock
 from tether.sim.cinder import actions, attachments, volumes
 from tether.sim.cinder.manager import WORK, Call, RpcTimeoutError
-from tether.sim.cinder.rows import Book
+from tether.sim.cinder.rows import Book, timestamp
 from tether.sim.cinder.wire import (
     GENERIC_500,
     MAX_VERSION,
@@ -158,11 +158,20 @@ class CinderApp:
                 answer, _ = _handle(Call(book, request, now, version), way)
                 return answer if late is None else fault_answer(500, GENERIC_500)
         with self.store.change("cinder") as book:
+            before = _states(book)
             _settle(book, now)
             if late is None:
                 answer, _ = _handle(Call(book, request, now, version), way)
-                return answer
-            return _handle_late(book, Call(copy.deepcopy(book), request, now, version, late), way)
+            else:
+                answer = _handle_late(book, Call(copy.deepcopy(book), request, now, version, late), way)
+            for volume_id, _state in _states(book) - before:
+                book["volumes"][volume_id]["updated_at"] = timestamp(now)
+            return answer
+
+
+def _states(book: Book) -> set[tuple[str, tuple[str, str]]]:
+    """Return each volume's status, as Cinder dates a row's last change by it."""
+    return {(row["id"], (row["status"], row["attach_status"])) for row in book.get("volumes", {}).values()}
 
 
 def _refusal(status: int, verb: str) -> str:

@@ -26,11 +26,9 @@ _SHAPING = ("all_tenants", "limit", "marker", "offset", "sort", "sort_key", "sor
 
 
 def list_attachments(call: Call, route: Route) -> Answer:
-    """GET /attachments and /attachments/detail."""
-    query = call.request.query
+    """GET /attachments and /attachments/detail; unlike volumes, their pages have no links."""
     rows = views.newest_first(row for row in call.book.get("attachments", {}).values() if _matches(call, row))
-    if query.get("limit", "").isdigit():
-        rows = rows[: int(query["limit"])]
+    rows, _more = views.page(call.request.query, rows, lambda marker: find_attachment(call.book, marker))
     shown = views.attachment_detail if route.detail else views.attachment_summary
     return Answer(200, {"attachments": [shown(row) for row in rows]})
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tether.sim.cinder.manager import Call
 from tether.sim.cinder.rows import Row, attachments_of
+from tether.sim.cinder.wire import Fault
+
+#: Cinder's osapi_max_limit: a list is never longer, whatever was asked for.
+MAX_LIMIT = 1000
 
 # The admin metadata that an admin sees among a volume's metadata.
 _VISIBLE_ADMIN_METADATA = ("readonly", "attached_mode")
@@ -95,6 +99,26 @@ def attachment_detail(row: Row) -> dict[str, Any]:
 def newest_first(rows: Iterable[Row]) -> list[Row]:
     """Return rows in the order of Cinder's lists."""
     return sorted(rows, key=lambda row: -int(row["serial"]))
+
+
+def page(query: Mapping[str, str], rows: list[Row], find: Callable[[str], Row]) -> tuple[list[Row], bool]:
+    """Return a page of a list, and whether Cinder would link to a next one: it does so after every full page.
+
+    Args:
+        rows: the whole list, in its order.
+        find: returns the row of a marker, which need not be in the list.
+
+    Raises:
+        Fault: 404, there is no such row; 400, the limit is no number.
+    """
+    limit = query.get("limit", str(MAX_LIMIT))
+    if not limit.isdecimal():
+        raise Fault(400, "limit param must be an integer")
+    if "marker" in query:
+        serial = int(find(query["marker"])["serial"])
+        rows = [row for row in rows if int(row["serial"]) < serial]
+    found = rows[: min(int(limit), MAX_LIMIT)]
+    return found, bool(found) and len(found) == min(int(limit), MAX_LIMIT)
 
 
 def _volume_attachment(row: Row) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.parse import urlencode
+
 from tether.sim.cinder import backend, views
 from tether.sim.cinder.checks import bad_field, json_object
 from tether.sim.cinder.manager import Call
@@ -18,12 +21,15 @@ _SHAPING = ("all_tenants", "limit", "marker", "offset", "sort", "sort_key", "sor
 def list_volumes(call: Call, route: Route) -> Answer:
     """GET /volumes and /volumes/detail; filters are exact, and an unknown one finds nothing."""
     query = call.request.query
-    rows = [row for row in call.book.get("volumes", {}).values() if _matches(call, row)]
-    rows = views.newest_first(rows)
-    if query.get("limit", "").isdigit():
-        rows = rows[: int(query["limit"])]
+    rows: list[Row] = [row for row in call.book.get("volumes", {}).values() if _matches(call, row)]
+    rows, more = views.page(query, views.newest_first(rows), lambda marker: find_volume(call.book, marker))
     shown = views.volume_detail if route.detail else views.volume_summary
-    return Answer(200, {"volumes": [shown(call, row) for row in rows]})
+    body: dict[str, Any] = {"volumes": [shown(call, row) for row in rows]}
+    if more:
+        wanted = {**query, "marker": rows[-1]["id"]}
+        href = f"{call.request.base}{call.request.path}?{urlencode(wanted)}"
+        body["volumes_links"] = [{"rel": "next", "href": href}]
+    return Answer(200, body)
 
 
 def show_volume(call: Call, route: Route) -> Answer:

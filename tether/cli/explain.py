@@ -1,0 +1,59 @@
+"""``tether explain``: the story of one volume, server or job."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tether.cli.base import ShowOne, moment
+
+if TYPE_CHECKING:
+    from tether.audit.story import Story
+
+
+class Explain(ShowOne):
+    """Tell the story of a volume, a server or a job: what each book says, what happened, what to run next.
+
+    Nothing is changed. A job is named by its id or the beginning of it.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.set_defaults(fit_width=True)  # on a terminal: texts are sentences
+        parser.add_argument(
+            "word", metavar="VOLUME|SERVER|JOB", help="an id, a unique name, or the beginning of a job's id"
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        from tether.audit.story import tell
+        from tether.audit.survey import read_survey
+
+        with self.world() as world:
+            survey = read_survey(world.tools)
+            story = tell(survey, world.tools.ledger, world.logbook, parsed_args.word)
+        for item in survey.unread:
+            self.app.say(f"tether: unread: {item.book}, {item.what}: {item.reason}")
+        fields = {
+            "about": story.subject,
+            **{book: "\n".join(lines) for book, lines in story.books.items()},
+            "since": moment(story.since),
+            "history": "\n".join(_history(story)) or "no job of this ledger",
+            "drift": "\n".join(f"{item.kind}: {item.text}" for item in story.drifts) or "none",
+            "verdict": story.verdict,
+            "next": story.next or "nothing",
+        }
+        return tuple(fields), tuple(fields.values())
+
+
+def _history(story: Story) -> list[str]:
+    """Return the jobs, newest first, and under the newest its steps."""
+    lines = []
+    for job in story.jobs:
+        error = f": {job.error['message']}" if job.error else ""
+        lines.append(f"{moment(job.created_at)} {job.kind} to {job.server_name}: {job.state}{error} ({job.id})")
+        if job is story.jobs[0]:
+            lines += [
+                f"  {moment(step.at)} {step.name}: {step.state.lower()}, {step.took:.1f} s" for step in story.steps
+            ]
+    return lines
