@@ -14,12 +14,16 @@ Every test takes the fixtures
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 import pytest
 
 from tests.contract.cinder_attachments import AttachmentsContract
 from tests.contract.cinder_faults import FaultsContract
 from tests.contract.cinder_legacy import LegacyContract
-from tests.contract.cinder_words import CONNECTOR, NewVolume, uuid
+from tests.contract.cinder_words import CONNECTOR, NewVolume, connected, uuid
+from tether.adapters.cinder import client, wire
 from tether.adapters.cinder.model import Cinder
 from tether.errors import NotFound, UsageError
 
@@ -93,6 +97,61 @@ class LookupContract:
         ):
             with pytest.raises(NotFound):
                 call()
+
+    def test_the_lists_of_the_project(self, cinder: Cinder, new_volume: NewVolume) -> None:
+        bare, held, reserved = (new_volume(name=f"listed-{uuid()}") for _ in range(3))
+        owner = uuid()
+        attachment = connected(cinder, held, owner=owner)
+        waiting = cinder.create_attachment(reserved, owner="", mode="rw")
+        volumes = {item.volume.id: item for item in cinder.list_volumes()}
+        for volume in (bare, held, reserved):
+            assert volumes[volume].volume == cinder.show_volume(volume)
+            assert datetime.fromisoformat(volumes[volume].updated_at)
+        assert (volumes[bare].hosts, volumes[reserved].hosts) == ({}, {})
+        assert volumes[held].hosts == {attachment: CONNECTOR["host"]}
+        rows = {row.id: row for row in cinder.list_project_attachments()}
+        for row in (attachment, waiting):
+            assert rows[row] == cinder.show_attachment(row)
+        assert (rows[attachment].owner, rows[attachment].status) == (owner, "attached")
+        assert rows[attachment].connection is not None
+        assert rows[waiting].connection is None
+
+    @pytest.mark.parametrize("size", [1, 2, 3])
+    def test_lists_are_read_page_by_page(
+        self, cinder: Cinder, new_volume: NewVolume, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        for _ in range(3):
+            cinder.create_attachment(new_volume(), owner="", mode="rw")
+        whole = (
+            [item.volume.id for item in cinder.list_volumes()],
+            [row.id for row in cinder.list_project_attachments()],
+        )
+        assert [len(found) >= 3 for found in whole] == [True, True]
+        monkeypatch.setattr(client, "PAGE", size)
+        paged = (
+            [item.volume.id for item in cinder.list_volumes()],
+            [row.id for row in cinder.list_project_attachments()],
+        )
+        assert paged == whole
+
+    def test_a_list_begins_anew_where_its_place_is_gone(
+        self, cinder: Cinder, new_volume: NewVolume, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [cinder.create_attachment(new_volume(), owner="", mode="rw") for _ in range(3)]
+        monkeypatch.setattr(client, "PAGE", 1)
+        read, seen = wire.attachment, []
+
+        def attachment(body: Any) -> Any:
+            found = read(body)
+            if found.id in rows and not seen:  # the first of ours is deleted once it has been read
+                seen.append(found.id)
+                cinder.delete_attachment(found.id)
+            return found
+
+        monkeypatch.setattr(wire, "attachment", attachment)
+        found = {row.id for row in cinder.list_project_attachments()}
+        assert seen
+        assert found & set(rows) == set(rows) - set(seen)
 
     def test_encryption(self, cinder: Cinder, new_volume: NewVolume) -> None:
         plain, encrypted = new_volume(), new_volume(encrypted=True)

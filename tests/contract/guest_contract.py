@@ -69,6 +69,20 @@ class GuestContract:
         assert guest.find_server(by_uuid.name) == by_uuid
         assert server in [item.uuid for item in guest.list_servers()]
 
+    def test_a_survey_has_every_server_and_tethers_secrets(self, guest, server, stopped):
+        uses = [SecretUse(kind, str(uuid.uuid4())) for kind in ("iscsi", "volume")]
+        before = guest.survey()
+        for use in uses:
+            guest.define_secret(use, Sealed("secret"))
+        found = guest.survey()
+        assert found.secrets - before.secrets == set(uses)
+        assert found.unread == {}
+        assert {item.uuid: item for item in found.servers} == {item.uuid: item for item in guest.list_servers()}
+        assert {server, stopped} <= {item.uuid for item in found.servers}
+        for use in uses:
+            guest.undefine_secret(use)
+        assert guest.survey().secrets == before.secrets
+
     @pytest.mark.parametrize("name", ["no-such-domain", UNKNOWN])
     def test_an_unknown_server_is_not_found(self, guest, name):
         with pytest.raises(NotFound) as caught:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tether.adapters.cinder.model import Connection, Encryption
-from tether.adapters.host.model import Host, as_json, from_json
+from tether.adapters.host.model import Host, as_json, from_json, survey_as_json, survey_from_json
 from tether.errors import FinalError
 from tether.sealed import Sealed
 
@@ -54,6 +54,25 @@ class HostContract:
         assert not device.identities_differ
         assert host.find(volume_id) == device
         assert from_json(json.loads(json.dumps(as_json(device)))) == device
+
+    def test_a_survey_has_what_is_held_and_nothing_once_it_is_let_go(self, host: Host, exported: Exported) -> None:
+        assert host.survey().holdings == ()
+        volume_id, connection = exported()
+        device = host.connect(volume_id, connection)
+        survey = host.survey()
+        assert survey.sees_devices
+        assert dict(survey.devices) == {volume_id: device}
+        held = {(item.kind, item.volume_id) for item in survey.holdings if item.kind != "map"}
+        assert held == {("link", volume_id), ("device", volume_id), ("session", volume_id)}
+        assert {item.target for item in survey.holdings if item.kind == "session"} == {
+            connection.data.open()["target_iqn"]
+        }
+        host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        assert [item.volume_id for item in host.survey().holdings if item.kind == "crypt"] == [volume_id]
+        assert survey_from_json(json.loads(json.dumps(survey_as_json(survey)))) == survey
+        host.close_encryption(volume_id)
+        host.disconnect(volume_id, connection)
+        assert (host.survey().holdings, dict(host.survey().devices)) == ((), {})
 
     def test_connect_again_is_harmless(self, host: Host, exported: Exported) -> None:
         volume_id, connection = exported()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tether.adapters.cinder.model import Attachment
-from tether.adapters.guest.model import Definition, Scope, SecretUse
+from tether.adapters.guest.model import Definition, Disk, Scope, SecretUse
 from tether.audit.survey import Survey
 from tether.errors import NotFound
 from tether.persistence.ledger import MappingRow
@@ -42,9 +42,18 @@ class Books:
     def lines(self) -> dict[str, str]:
         """Return one line a book, for people."""
         return {
-            item.name: "; ".join(f"{key}: {_words(value)}" for key, value in getattr(self, item.name).items()) or "-"
+            item.name: "; ".join(
+                f"{key}: {_words(value)}" for key, value in getattr(self, item.name).items() if key != "controllers"
+            )
+            or "-"
             for item in fields(self)
         }
+
+    @property
+    def line(self) -> str:
+        """All five in one line, by the first word of each."""
+        firsts = {item.name: next(iter(getattr(self, item.name).values()), "-") for item in fields(self)}
+        return ", ".join(f"{name} {_words(value).partition(' /')[0]}" for name, value in firsts.items())
 
     def as_json(self) -> dict[str, Any]:
         """Return the books as JSON-ready data."""
@@ -58,12 +67,13 @@ def read_books(tools: Toolbox, volume_id: str, server_id: str) -> Books:
         TetherError: a book cannot be read; what is unread is never taken for absent.
     """
     server = tools.guest.show_server(server_id)
+    live, persistent = server.live, server.persistent
     return Books(
         cinder=_cinder(tools, volume_id),
         ledger=_ledger(tools, volume_id, server_id),
         host=_host(tools, volume_id),
-        live=_definition(server.definition(Scope.LIVE), volume_id),
-        persistent=_definition(server.definition(Scope.PERSISTENT), volume_id),
+        live=_definition(live, volume_id, live.disk(volume_id) if live else None),
+        persistent=_definition(persistent, volume_id, persistent.disk(volume_id) if persistent else None),
     )
 
 
@@ -73,10 +83,13 @@ def books_of(survey: Survey, volume_id: str, server_id: str = "") -> Books:
     listed = survey.cloud.volumes.get(volume_id) if survey.cloud else None
     kept = survey.ledger.connections.get(volume_id) if survey.ledger else None
     unknown = UNREAD if survey.guest is None or server_id in survey.guest.unread else {"server": "unknown"}
-    live, persistent = ({} if server is not None or not server_id else unknown for _ in Scope)
+    live = persistent = unknown if server_id else {}
     if server is not None:
+        seat = survey.seat(volume_id, server_id)
+        disks = seat.disks if seat else {}
         live, persistent = (
-            _definition(server.definition(scope), volume_id) for scope in (Scope.LIVE, Scope.PERSISTENT)
+            _definition(server.definition(scope), volume_id, disks.get(scope))
+            for scope in (Scope.LIVE, Scope.PERSISTENT)
         )
     return Books(
         cinder=_volume(listed.volume.status if listed else None, survey.cloud.rows(volume_id))
@@ -136,10 +149,9 @@ def _host(tools: Toolbox, volume_id: str) -> dict[str, Any]:
     }
 
 
-def _definition(definition: Definition | None, volume_id: str) -> dict[str, Any]:
+def _definition(definition: Definition | None, volume_id: str, disk: Disk | None) -> dict[str, Any]:
     if definition is None:
         return {}
-    disk = definition.disk(volume_id)
     return {
         "disk": "absent" if disk is None else f"{disk.target} {disk.source}",
         "mark": definition.marks.get(volume_id, "absent"),

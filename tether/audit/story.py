@@ -42,9 +42,12 @@ class Story:
 
     Args:
         subject: what it is about, in words.
-        books: book -> what it says; of a pair, or a line for each of several.
+        books: book -> what it says, a line for each server; of a server, a line for each volume.
         since: when a book last saw it change; seconds since the epoch, or None.
-        jobs: the newest first, with the steps of the newest one.
+        jobs: the newest first.
+        steps: of the newest one.
+        drifts: the gravest first.
+        verdict: how things stand, in a sentence.
         next: the one command to run; empty if nothing is to be done.
     """
 
@@ -133,10 +136,11 @@ def _server(survey: Survey, logbook: Logbook, server_id: str) -> Story:
         | {volume_id for volume_id, owner in survey.mapping_of if owner == server_id},
         key=survey.volume_name,
     )
-    books: dict[str, list[str]] = {"guest": [str(server.power) if server else "unread, or unknown to this libvirt"]}
-    for volume_id in volumes:
-        pair = books_of(survey, volume_id, server_id).lines()
-        books[survey.volume_name(volume_id)] = [f"{book}: {text}" for book, text in pair.items()]
+    books = {
+        "guest": [str(server.power) if server else "unread, or unknown to this libvirt"],
+        "volumes": [f"{survey.volume_name(key)}: {books_of(survey, key, server_id).line}" for key in volumes]
+        or ["none"],
+    }
     drifts = [item for item in judge(survey) if item.server_id == server_id]
     jobs = [job for job in survey.job_of.values() if job.server_id == server_id]
     steps = _steps(logbook, jobs[0]) if jobs else []
@@ -170,8 +174,8 @@ def _end(survey: Survey, drifts: Sequence[Drift], *volume_ids: str) -> tuple[str
         )
     if drifts:
         first = drifts[0]
-        whose = "" if first.owner is Owner.OURS else f" It is not tether's to change ({first.owner})."
-        return f"{first.kind}: {first.text}.{whose}", first.safe
+        whose = "" if first.owner is Owner.OURS else f"; it is not tether's to change ({first.owner})"
+        return f"the books do not agree{whose}", first.safe
     if survey.unread:
         unread = survey.unread[0]
         return (

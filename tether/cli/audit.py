@@ -32,8 +32,8 @@ class Audit(Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=True)  # on a terminal: texts are sentences
-        parser.add_argument("--server", default="", metavar="SERVER", help="only of this server: its UUID or name")
-        parser.add_argument("--volume", default="", metavar="VOLUME", help="only of this volume: its id or name")
+        parser.add_argument("--server", metavar="SERVER", help="only of this server: its UUID or name")
+        parser.add_argument("--volume", metavar="VOLUME", help="only of this volume: its id or name")
         parser.add_argument("--host", action="store_true", help="only what this host holds: not what only Cinder has")
         return parser
 
@@ -44,8 +44,8 @@ class Audit(Lister):
 
         with self.world() as world:
             survey = read_survey(world.tools)
-        volume = names.find(survey, "volume", parsed_args.volume) if parsed_args.volume else ""
-        server = names.find(survey, "server", parsed_args.server) if parsed_args.server else ""
+        volume = "" if parsed_args.volume is None else names.find(survey, "volume", parsed_args.volume)
+        server = "" if parsed_args.server is None else names.find(survey, "server", parsed_args.server)
         found = [
             drift
             for drift in judge(survey)

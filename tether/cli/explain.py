@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tether.cli.base import ShowOne, moment
+from tether.cli.base import ShowOne, job_state, moment
 
 if TYPE_CHECKING:
     from tether.audit.story import Story
+    from tether.persistence.ledger import Job
 
 
 class Explain(ShowOne):
@@ -38,22 +39,35 @@ class Explain(ShowOne):
             "about": story.subject,
             **{book: "\n".join(lines) for book, lines in story.books.items()},
             "since": moment(story.since),
-            "history": "\n".join(_history(story)) or "no job of this ledger",
-            "drift": "\n".join(f"{item.kind}: {item.text}" for item in story.drifts) or "none",
+            "history": "\n".join(_history(story, survey.at)) or "no job of this ledger",
             "verdict": story.verdict,
+            "drift": "\n".join(f"{item.kind}: {item.text}" for item in story.drifts) or "none",
             "next": story.next or "nothing",
         }
-        return tuple(fields), tuple(fields.values())
+        shown = {name: text for name, text in fields.items() if text}
+        return tuple(shown), tuple(shown.values())
 
 
-def _history(story: Story) -> list[str]:
-    """Return the jobs, newest first, and under the newest its steps."""
+def _history(story: Story, now: float) -> list[str]:
+    """Return the jobs, newest first; of the newest its steps, too, if it is what is asked about or has not ended."""
     lines = []
     for job in story.jobs:
         error = f": {job.error['message']}" if job.error else ""
-        lines.append(f"{moment(job.created_at)} {job.kind} to {job.server_name}: {job.state}{error} ({job.id})")
-        if job is story.jobs[0]:
+        lines.append(f"{moment(job.created_at)} {_told(job, now)}{error} (job {job.id})")
+        if job is not story.jobs[0]:
+            continue
+        if job.open or story.subject.startswith("job "):
+            begin = job.created_at
             lines += [
-                f"  {moment(step.at)} {step.name}: {step.state.lower()}, {step.took:.1f} s" for step in story.steps
+                f"  +{step.at - begin:.1f} s {step.name}: {step.state.lower()}, {step.took:.1f} s"
+                for step in story.steps
             ]
+        elif story.steps:
+            last = story.steps[-1]
+            lines.append(f"  {len(story.steps)} steps, the last {last.name}: {last.state.lower()}")
     return lines
+
+
+def _told(job: Job, now: float) -> str:
+    way = "from" if job.kind == "detach" else "to"
+    return f"{job.kind} {way} {job.server_name}: {job_state(job, live=job.is_live(now))}"

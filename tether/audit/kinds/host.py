@@ -116,8 +116,8 @@ def _attached_here(survey: Survey) -> Iterator[tuple[MappingRow, Seat]]:
 
 def unused(survey: Survey) -> Iterator[Drift]:
     """Yield what this host holds of volumes that no guest, no mapping of this host and no job uses."""
-    if survey.ledger is None or not survey.sees_all_guests:
-        return
+    if survey.ledger is None or survey.machine is None or not survey.sees_all_guests:
+        return  # then a mapping of this host, or a guest, may be using it
     for volume_id, items in survey.holdings_of.items():
         if volume_id in survey.used or any(_opened(survey, item.name) for item in items):
             continue
@@ -128,7 +128,7 @@ def unused(survey: Survey) -> Iterator[Drift]:
             yield drift(
                 survey,
                 KINDS[item.kind],
-                f"{WORDS[item.kind]} ({item.name}), and no guest and no mapping of this host uses it",
+                f"{WORDS[item.kind]} ({item.name}), and nothing here uses it",
                 owner=owner,
                 volume_id=volume_id,
                 host=here(survey),
@@ -143,14 +143,14 @@ def _opened(survey: Survey, path: str) -> bool:
 
 def unused_secret(survey: Survey) -> Iterator[Drift]:
     """Yield libvirt secrets of tether's whose volume nothing uses."""
-    if survey.guest is None or survey.ledger is None or not survey.sees_all_guests:
+    if survey.guest is None or survey.ledger is None or survey.machine is None or not survey.sees_all_guests:
         return
     for use in sorted(survey.guest.secrets, key=lambda use: (use.usage, use.kind)):
         if use.usage not in survey.used:
             yield drift(
                 survey,
                 Kind.UNUSED_SECRET,
-                f"its libvirt secret ({use.kind}) is still defined, and no guest and no mapping of this host uses it",
+                f"its libvirt secret ({use.kind}) is still defined, and nothing here uses it",
                 owner=Owner.OURS,
                 volume_id=use.usage,
                 host=here(survey),

@@ -21,7 +21,7 @@ def left(survey: Survey) -> Iterator[Drift]:
         text = (
             f"{job.kind} is blocked{at}: {error.get('message', 'no reason given')}"
             if blocked
-            else f"{job.kind} was left{at}; nobody works on it, and nothing was undone"
+            else f"{job.kind} was left{at}; nobody works on it"
         )
         elsewhere = not survey.is_here(job.place.machine_id)
         yield drift(
