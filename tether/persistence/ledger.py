@@ -387,6 +387,20 @@ class Ledger:
             )
             connection.execute(sa.delete(mappings).where(*pair))
 
+    def delete_secrets(self, job_id: str) -> None:
+        """Forget the secrets of a job. Repeatable."""
+        with self._write() as connection:
+            connection.execute(sa.delete(secrets).where(secrets.c.job_id == job_id))
+
+    def delete_former_secrets(self, job_id: str) -> None:
+        """Forget the secrets of the other jobs about a job's volume and server. Repeatable."""
+        mine = sa.select(jobs.c.volume_id, jobs.c.server_id).where(jobs.c.id == job_id).subquery()
+        others = sa.select(jobs.c.id).where(
+            jobs.c.volume_id == mine.c.volume_id, jobs.c.server_id == mine.c.server_id, jobs.c.id != job_id
+        )
+        with self._write() as connection:
+            connection.execute(sa.delete(secrets).where(secrets.c.job_id.in_(others)))
+
     def secret(self, job_id: str, name: str) -> str | None:
         """Return a secret of a mapping's job, sealed, if there is one."""
         query = sa.select(secrets.c.sealed).where(secrets.c.job_id == job_id, secrets.c.name == name)

@@ -158,7 +158,6 @@ def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Reque
             " although they are rw",
             volume.name,
         )
-    marked = settings.owner_mark == "on" or (settings.owner_mark == "auto" and cloud.service_token)
     params = Params(
         device=request.device.removeprefix("/dev/"),
         bus=request.bus or settings.disk_bus,
@@ -167,10 +166,16 @@ def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Reque
         data_path=settings.data_path,
         encrypted=volume.encrypted,
         multiattach=volume.multiattach,
-        owner_mark=marked and dialect == "attachments",
+        owner_mark=attach_marked(tools) and dialect == "attachments",
     )
     _check_device(tools.ledger.list_mappings(server_id=server.uuid), params, server)
     return params
+
+
+def attach_marked(tools: Toolbox) -> bool:
+    """Return True if a new attachment carries the owner mark of its job."""
+    setting = tools.settings.owner_mark
+    return setting == "on" or (setting == "auto" and tools.cinder.identity().service_token)
 
 
 def detach_params(mapping: MappingRow, volume: Volume) -> Params:

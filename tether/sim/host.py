@@ -382,10 +382,11 @@ class SimHost:
 
     def _open_count(self, book: Book, volume_id: str) -> int:
         """Return how many hold the device open: running guests of this world, and whoever a test adds."""
-        device = book["devices"][volume_id]
-        opened = re.compile("[\"']({}|{})[\"']".format(*map(re.escape, (self._link(volume_id), device["path"]))))
+        device = book["devices"].get(volume_id, {})
+        paths = [self._link(volume_id), *([device["path"]] if device else [])]
+        opened = re.compile(f"[\"']({'|'.join(map(re.escape, paths))})[\"']")
         running = (self._store.directory / "guests").glob("*/live.xml")
-        return int(device["open_count"]) + sum(bool(opened.search(_text_or_empty(path))) for path in running)
+        return int(device.get("open_count", 0)) + sum(bool(opened.search(_text_or_empty(path))) for path in running)
 
     def _link(self, volume_id: str) -> str:
         return str(self._store.directory / "run" / "volumes" / volume_id)

@@ -14,9 +14,9 @@ from tether.adapters.guest.model import Disk, Scope, Server
 from tether.adapters.guest.xml import not_own
 from tether.adapters.host.model import Device
 from tether.errors import ConflictError, FinalError, UncertainError
-from tether.persistence.ledger import ConnectionRow, MappingRow
+from tether.persistence.ledger import MappingRow
 from tether.tasks.evidence import Evidence, find_evidence, refused
-from tether.tasks.host import is_shared, mismatch
+from tether.tasks.host import is_shared, mismatch, record_device
 from tether.tasks.mapping import ServerFacts, check_owner, check_project, check_server
 from tether.tasks.step import Step
 
@@ -196,17 +196,7 @@ class AdoptDevice(Step):
     def act(self, adoptable: Adoptable) -> None:
         if not adoptable.linked:
             self.tools.host.link(self.job.volume_id, adoptable.path)
-        try:
-            self.tools.ledger.record_connection(
-                ConnectionRow(
-                    machine_id=self.run.machine.machine_id,
-                    volume_id=self.job.volume_id,
-                    identity=adoptable.identity or None,
-                    path=adoptable.path,
-                )
-            )
-        except ConflictError as error:
-            raise FinalError(error.message, resource=error.resource, hint=error.hint) from error
+        record_device(self.run, adoptable.path, adoptable.identity)
 
     def undo(self, adoptable: Adoptable) -> None:
         if is_shared(self.run):

@@ -68,7 +68,7 @@ class NetworkHost:
         self._refuse(volume_id)
 
     def unlink(self, volume_id: str) -> None:
-        self._refuse(volume_id)
+        Links(self._settings.run_dir).remove(volume_id)
 
     def disconnect(self, volume_id: str, connection: Connection) -> None:
         self._refuse(volume_id)
