@@ -146,7 +146,7 @@ def _decide(survey: Survey, drift: Drift) -> tuple[str | None, str]:  # noqa: PL
         return "adopt", ""
     if drift.owner in {Owner.FOREIGN, Owner.NOVA}:
         whose = "Nova's" if drift.owner is Owner.NOVA else "another tool's, or a person's"
-        return None, f"it is {whose}, and is left to them"
+        return None, f"it is {whose}, and is left to them" + (f"; see: {drift.safe}" if drift.safe else "")
     if drift.host and survey.machine is not None and drift.host != survey.machine.name:
         return None, f"it is to be repaired on its own host, {drift.host}"
     server = survey.servers.get(drift.server_id)
