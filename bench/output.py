@@ -18,8 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from tests.postgresql import Server
-from tests.report import bar, machine
 from tests.tree import ROOT
+from tether.matrix.figures import bar, machine
 
 LIBRARIES = ("taskflow", "SQLAlchemy", "psycopg", "dbos")
 #: What PostgreSQL's durability rests on.

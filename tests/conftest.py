@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.postgresql import Server
-from tests.report import TierReport, bar, read_checks
+from tests.report import TierReport, read_checks
+from tether.matrix.figures import bar
 
 # As tether's main does: oslo.utils imports eventlet only to ask whether it has patched anything, and it warns.
 sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail

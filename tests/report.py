@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tether.matrix.figures import bar, machine
 
 TIERS = ("unit", "contract", "integration", "crash", "live", "lab", "packaging")
 
@@ -42,27 +43,6 @@ class Tally:
 def counted(small: int, full: int) -> int:
     """Return the count for this run: ``small`` in CI, ``full`` under ``bin/test full``."""
     return full if os.environ.get("TETHER_TEST_FULL") == "1" else small
-
-
-def bar(name: str, value: float, unit: str, limit: float, *, holds: bool) -> dict[str, Any]:
-    """Return one measured figure beside the limit that it must keep."""
-    return {"name": name, "value": value, "unit": unit, "limit": limit, "holds": holds}
-
-
-def machine() -> dict[str, Any]:
-    """Return what figures depend on; nothing that names the machine, its user or a path."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
 
 
 def read_checks(path: str | None) -> list[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 class Clock(Protocol):
@@ -18,10 +18,16 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock.
+
+    Attributes:
+        ahead: seconds that this process's clock is wrong by: a fault that tests inject.
+    """
+
+    ahead: ClassVar[float] = 0.0
 
     def time(self) -> float:
-        return time.time()
+        return time.time() + self.ahead
 
     def wait(self, seconds: float, wake: threading.Event | None = None) -> None:
         if seconds <= 0:

@@ -14,7 +14,7 @@ MASK = "***"
 #: What is shorter is too likely a part of other words to be looked for in every text.
 SHORTEST = 6
 
-_SECRET_WORDS = ("password", "secret", "passphrase", "keyring", "token")
+_SECRET_WORDS = ("password", "passwd", "pwd", "secret", "passphrase", "keyring", "token", "credential", "dhchap")
 #: Fields whose names sound like it, and whose values are none: an operator needs them to find the ceph secret.
 _PUBLIC = frozenset({"secret_uuid", "secret_type"})
 
@@ -82,8 +82,8 @@ def secrets_in(data: Any) -> list[str]:
         elif isinstance(value, (list, tuple)):
             for inner in value:
                 walk(inner, secret)
-        elif secret and isinstance(value, str) and value:
-            found.add(value)
+        elif secret and isinstance(value, str | int) and not isinstance(value, bool) and value:
+            found.add(str(value))  # a password of digits alone may come as a number
 
     walk(data, False)
     return sorted(found, key=len, reverse=True)

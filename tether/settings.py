@@ -6,6 +6,7 @@ is imported only when a file or an option list is needed, so that ``tether --hel
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 DEFAULT_DATABASE = "sqlite:////var/lib/tether/tether.sqlite"
 DEFAULT_CONFIG_FILE = Path("/etc/tether/tether.conf")
+#: Seconds that a setting may be at most: a day. What is longer is a slip, or nothing that one could wait for.
+LONGEST = 86_400.0
+#: Of settings that are counts.
+LARGEST = 1_000_000
 
 
 def _option(section: str, default: Any, help: str, **extra: Any) -> Any:
@@ -162,6 +167,7 @@ def config_options() -> dict[str, list[cfg.Opt]]:
         extra: dict[str, Any] = {"choices": list(item.metadata["choices"])} if "choices" in item.metadata else {}
         if type(item.default) in {int, float}:
             extra["min"] = item.metadata.get("min", 0)
+            extra["max"] = LONGEST if type(item.default) is float else LARGEST
         option = kinds[type(item.default)](item.name, default=item.default, help=item.metadata["help"], **extra)
         result.setdefault(item.metadata["section"], []).append(option)
     return result
@@ -207,6 +213,12 @@ def load(config_file: str | None = None) -> Settings:
             f"the configuration {' '.join(files)} cannot be read: {text}".replace("  ", " "),
             hint="correct the file that it names",
         ) from error
+    for name, value in values.items():
+        # Empty numbers are None to oslo.config, and "nan" is within every bound.
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise ConfigError(f"the setting {name} is {'empty' if value is None else value}", hint="give it a number")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"the setting {name} has a NUL character", hint="correct the configuration file")
     if unknown:
         raise ConfigError(
             f"the configuration {files[0]} has settings that do not exist: {', '.join(unknown)}",

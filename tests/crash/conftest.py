@@ -20,8 +20,9 @@ def kill_seed(request: pytest.FixtureRequest) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the random kills, and what the matrix covered: scripted failures, kills, those that must end blocked."""
+    """Print the random kills, tether beside Nova, what the matrix covered, and what must end blocked."""
     _kills(terminalreporter)
+    _beside_nova(terminalreporter)
     counts: dict[str, int] = {}
     for report in terminalreporter.getreports("passed"):
         if report.nodeid.startswith("tests/crash/"):
@@ -41,6 +42,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line("must end blocked (legacy dialect; nothing tells whose the volume's status is):")
     for cell in [*blocked, *sorted(f"killed at {point}" for point in KILL_BLOCKS | UNDO_BLOCKS)]:
         terminalreporter.write_line(f"      {cell}")
+
+
+def _beside_nova(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the counts of Nova beside tether's."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for key, lines in report.user_properties if report.when == "call" else ():
+                if key == "beside_nova":
+                    terminalreporter.section("beside Nova")
+                    for line in lines:
+                        terminalreporter.write_line(line)
 
 
 def _kills(terminalreporter: pytest.TerminalReporter) -> None:

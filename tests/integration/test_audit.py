@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.crash.world import DONE, SimWorld
 from tests.integration import drifts
@@ -73,6 +74,21 @@ def test_all_kinds_at_once(sim: SimWorld) -> None:
     assert "changed-secret" not in json.dumps(rows)
 
 
+def test_every_format(sim: SimWorld) -> None:
+    DRIFTS[Kind.LIVE_ONLY_DISK](sim)
+    DRIFTS[Kind.RESERVED_WITHOUT_JOB](sim)
+    for kind, lines in (("table", 4 + 2), ("csv", 1 + 2), ("value", 2)):
+        done = sim.tether("audit", "-f", kind)
+        assert (done.code, len(done.out.splitlines())) == (DRIFT, lines), done.err
+    rows = yaml.safe_load(sim.tether("audit", "-f", "yaml").out)
+    assert [row["kind"] for row in rows] == ["live-only-disk", "reserved-without-job"]
+    done = sim.tether("audit", "-f", "value", "-c", "kind", "-c", "owner", "-c", "host")
+    assert done.out.splitlines() == ["live-only-disk ours sim-host", "reserved-without-job foreign "]
+    done = sim.tether("audit", "-c", "colour")
+    assert (done.code, done.out) == (2, "")
+    assert "there is no column colour" in done.err
+
+
 # -- what could not be read ----------------------------------------------------------------------------------
 
 UNREAD = {
@@ -132,6 +148,17 @@ def test_a_server_that_libvirt_no_longer_knows_is_unread(sim: SimWorld) -> None:
     code, rows, _err = audit(sim)
     assert (code, [item["kind"] for item in rows]) == (DRIFT, ["unread"])
     assert "migrated" in rows[0]["text"]
+
+
+@pytest.mark.parametrize("table", ["jobs", "mappings"])
+def test_a_ledger_with_a_damaged_row_is_unread(sim: SimWorld, table: str) -> None:
+    DRIFTS[Kind.LIVE_ONLY_DISK](sim)
+    DRIFTS[Kind.INTERRUPTED_JOB](sim)
+    column = {"jobs": "params", "mappings": "address"}[table]
+    drifts.execute(sim, f"UPDATE tether_{table} SET {column} = 'garbled' WHERE rowid = 1")
+    code, rows, err = audit(sim)
+    assert (code, [item["kind"] for item in rows]) == (DRIFT, ["unread"]), err
+    assert "damaged" in rows[0]["text"]
 
 
 def test_volumes_of_another_project_are_unread(sim: SimWorld) -> None:

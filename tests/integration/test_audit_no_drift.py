@@ -197,6 +197,23 @@ def test_after_a_clean_job_nothing_is_left_to_find(sim: SimWorld) -> None:
             assert sim.tether(*rows[0]["next"].split()[1:]).code == DONE
 
 
+def test_with_a_lost_ledger_tethers_own_disks_are_known_by_their_mark(sim: SimWorld) -> None:
+    volume = drifts.attached(sim, "lost")
+    for table in ("mappings", "connections", "jobs", "flows"):
+        drifts.execute(sim, f"DELETE FROM tether_{table}")
+    code, rows, err = audit(sim)
+    assert (code, named(rows)) == (DRIFT, [Expected(Kind.FOREIGN_DISK, volume, "guest1", "unknown")]), err
+    assert rows[0]["next"] == "tether adopt lost guest1"
+
+
+def test_a_disk_past_the_link_is_a_second_one_on_the_source(sim: SimWorld) -> None:
+    volume = drifts.attached(sim, "past-the-link")
+    path = json.loads((sim.directory / "host.json").read_text())["devices"][volume]["path"]
+    drifts.add_disk(sim, "guest2", drifts.hand_made("sdz", path))
+    code, rows, err = audit(sim)
+    assert (code, named(rows)) == (DRIFT, [Expected(Kind.TWO_DISKS, volume, "guest1")]), err
+
+
 # -- unread is never absent ----------------------------------------------------------------------------------
 
 BOOKS = ("cloud", "guest", "host", "ledger", "machine")
@@ -228,3 +245,24 @@ def test_evidence_says_what_each_book_says_and_no_secret(survey: Survey) -> None
     for drift in judge(survey):
         assert {"cinder", "ledger", "host", "live", "persistent"} <= drift.evidence.keys()
     assert "changed-secret" not in json.dumps([dict(drift.evidence) for drift in judge(survey)])
+
+
+def test_what_somebody_holds_open_is_not_unused(sim: SimWorld) -> None:
+    expected = DRIFTS[Kind.UNUSED_DEVICE](sim)
+    assert named(audit(sim)[1]) == [expected]
+    with drifts.book(sim, "host") as host:
+        host["devices"][expected.volume_id]["open_count"] = 1
+    code, rows, err = audit(sim)
+    assert (code, rows) == (DONE, []), err
+
+
+def test_a_target_that_is_named_after_another_id_is_its_volumes(sim: SimWorld) -> None:
+    """As after a migration in Cinder: the volume keeps its id, and its target has the name of the new place."""
+    volume = drifts.attached(sim, "migrated")
+    other = str(uuid.uuid4())
+    with drifts.book(sim, "host") as host:
+        (session,) = host["devices"][volume]["sessions"]
+        host["devices"][volume]["sessions"] = []
+        host["sessions"] = {other: [session]}
+    code, rows, err = audit(sim)
+    assert (code, rows) == (DONE, []), err

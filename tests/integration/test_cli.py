@@ -31,6 +31,7 @@ ESCAPE = "\x1b"
 RESULTS = {
     "attach": ["attach", "vol1", "guest1"],
     "detach": ["detach", "vol1", "guest1"],
+    "explain": ["explain", "vol1"],
     "job list": ["job", "list"],
     "job show": ["job", "show", "--last"],
     "job resume": ["job", "resume", "--last"],
@@ -68,7 +69,7 @@ def test_every_command_with_a_result_is_in_the_table() -> None:
         for command, where in WORDS.items()
         if importlib.util.find_spec(where.partition(":")[0]) and _has_formats(where)
     }
-    tested_apart = {"job abort", "job settle"}
+    tested_apart = {"audit", "job abort", "job settle"}
     assert formats - tested_apart == set(RESULTS)
 
 

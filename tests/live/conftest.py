@@ -19,10 +19,10 @@ from keystoneauth1 import session
 
 from tests.live import commands
 from tests.live.commands import Outcome
-from tests.live.judge import Judge, diff
 from tests.live.world.console import Console
 from tests.live.world.layout import CHECKOUT, GUESTS, INITIATOR, PROJECT, STOPPED, World
 from tests.live.world.libvirt_part import console, virsh
+from tether.matrix.live_judge import Judge, diff
 
 BIN_LIVE = str(CHECKOUT / "bin/live")
 UP_LIMIT = 1500  # seconds; the first start on a machine installs packages and builds Cinder's environment

@@ -18,7 +18,7 @@ import pytest
 from tests.live import commands
 from tests.live.commands import BLOCKED, CONFLICT, DONE, NOT_FOUND, ROLLED_BACK, Outcome
 from tests.live.conftest import BIN_LIVE, Live, wait_for
-from tests.live.judge import diff
+from tether.matrix.live_judge import diff
 
 NewVolume = Callable[..., str]
 GUEST, OTHER = "guest1", "guest2"

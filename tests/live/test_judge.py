@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import Live
-from tests.live.judge import Judge, diff, parse_accounts, parse_targets
 from tests.live.world.layout import World
+from tether.matrix.live_judge import Judge, diff, parse_accounts, parse_targets
 
 pytestmark = pytest.mark.live
 

@@ -15,11 +15,10 @@ import pytest
 
 from tests.live.commands import BLOCKED, CONFLICT, DONE, KILLED, ROLLED_BACK
 from tests.live.conftest import Live
+from tests.live.points import attach_points, detach_points, label, params
 from tests.report import counted
 from tether.flows import attach as attach_flow
 from tether.flows import detach as detach_flow
-from tether.persistence.ledger import Params
-from tether.tasks.step import Step
 
 NewVolume = Callable[..., str]
 GUEST = "guest1"
@@ -27,41 +26,14 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 DIALECTS = ("attachments", "legacy")
 #: The legacy dialect's reservation has no owner: killed in it, a job cannot know whose it is, and is blocked.
 NOBODYS = {"reserve-volume-legacy.act.after", "commit.reserve-volume-legacy.act.after"}
-#: Reads, which a kill cannot leave half done: one of their points is enough.
-READS = {"read-volume", "read-server", "read-connector"}
 
 
-def label(step: type[Step]) -> str:
-    return step.code.partition("/")[0]
-
-
-def params(dialect: str) -> Params:
-    return Params(device="", bus="virtio", mode="rw", dialect=dialect, data_path="network")
-
-
-def points(steps: list[type[Step]]) -> list[str]:
-    """Return the fault points of a job at which a kill leaves different things behind."""
-    found = ["commit.job.begin.after"]
-    for step in steps:
-        name = label(step)
-        if step.book and counted(0, 1):
-            found += [f"commit.{name}.act.before", f"commit.{name}.act.after"]
-        found += [f"{name}.act.before", *([] if name in READS else [f"{name}.act.after"])]
-    return [*found, "commit.job.end.before", "commit.job.end.after"]
-
-
-def attach_points(dialect: str) -> list[str]:
-    reads, chain = attach_flow.steps(params(dialect))
-    return points([*reads, *chain])
-
-
-def detach_points(dialect: str) -> list[str]:
-    return points([*detach_flow.guest_steps(), *detach_flow.release_steps(params(dialect))])
-
-
-def cells(which: Callable[[str], list[str]]) -> list[Any]:
-    dialects = DIALECTS[: counted(1, 2)]
-    return [pytest.param(dialect, point, id=f"{dialect}-{point}") for dialect in dialects for point in which(dialect)]
+def cells(which: Callable[..., list[str]]) -> list[Any]:
+    return [
+        pytest.param(dialect, point, id=f"{dialect}-{point}")
+        for dialect in DIALECTS[: counted(1, 2)]
+        for point in which(dialect, commits=bool(counted(0, 1)))
+    ]
 
 
 ATTACHES, DETACHES = cells(attach_points), cells(detach_points)

@@ -15,8 +15,8 @@ import pytest
 from cinderclient import exceptions as cinder_exceptions
 
 from tests.live.conftest import BIN_LIVE, Live, wait_for
-from tests.live.judge import diff
 from tests.live.world.layout import World
+from tether.matrix.live_judge import diff
 
 pytestmark = pytest.mark.live
 GUEST = "guest1"

@@ -8,8 +8,11 @@ import pytest
 
 from tether.adapters.host import wwid
 from tether.adapters.host.links import Links
+from tether.adapters.host.model import Holding, HostSurvey
+from tether.adapters.host.network import NetworkHost
 from tether.adapters.host.places import Places
 from tether.adapters.host.probes import Probes, targets
+from tether.settings import Settings
 
 NGUID = "6001405aaaabbbbccccddddeeeeffff0"
 
@@ -143,3 +146,41 @@ def test_links_are_replaced_in_one_step(tmp_path: Path) -> None:
     links.remove("v1")
     links.remove("v1")
     assert (links.target("v1"), links.identity("v1")) == ("", "")
+
+
+def test_a_network_host_has_links_alone(tmp_path: Path) -> None:
+    Links(str(tmp_path / "run")).point("vol-1", "/dev/sda")
+    found = NetworkHost(Settings(run_dir=str(tmp_path / "run"))).survey()
+    assert found == HostSurvey((Holding("link", str(tmp_path / "run/volumes/vol-1"), "vol-1"),), sees_devices=False)
+    assert NetworkHost(Settings(run_dir=str(tmp_path / "none"))).survey().holdings == ()
+
+
+@pytest.mark.parametrize("user", ["", "holder", "process", "mount", "multipath"])
+def test_a_device_is_in_use_by_whatever_is_on_it_but_its_own_map(tmp_path: Path, user: str) -> None:
+    places = Places(*(str(tmp_path / name) for name in ("sys", "dev", "proc", "etc", "var")))
+    volume_id = "11111111-1111-4111-8111-111111111111"
+    session = tmp_path / "sys/class/iscsi_session/session1"
+    (session / "device/target0:0:0/0:0:0:1/block/sda").mkdir(parents=True)
+    (session / "targetname").write_text(f"iqn.2010-10.org.openstack:volume-{volume_id}\n")
+    disk = tmp_path / "sys/class/block/sda"
+    (disk / "holders").mkdir(parents=True)
+    (disk / "dev").write_text("8:0\n")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/sda").touch()
+    (tmp_path / "proc/self").mkdir(parents=True)
+    if user in {"holder", "multipath"}:
+        (disk / "holders/dm-0").mkdir()
+        mapped = tmp_path / "sys/class/block/dm-0/dm"
+        mapped.mkdir(parents=True)
+        (mapped / "name").write_text("top\n")
+        (mapped / "uuid").write_text("LVM-abc\n" if user == "holder" else f"mpath-3{NGUID}\n")
+    if user == "process":
+        (tmp_path / "proc/77/fd").mkdir(parents=True)
+        (tmp_path / "proc/77/fd/3").symlink_to(tmp_path / "dev/sda")
+    if user == "mount":
+        (tmp_path / "proc/self/mountinfo").write_text("1 2 8:0 / /mnt rw - ext4 /dev/sda rw\n")
+    found = {item.kind: item for item in Probes(places).holdings()}
+    assert (found["session"].volume_id, found["device"].volume_id) == (volume_id, volume_id)
+    assert found["device"].in_use is (user in {"holder", "process", "mount"})
+    assert ("map" in found) is (user == "multipath")
+    assert user != "multipath" or (found["map"].identity, found["map"].in_use) == (NGUID, False)

@@ -14,6 +14,7 @@ from tether.audit.survey import Survey, seconds
 from tether.errors import NotFound, UsageError
 from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
+from tether.persistence.overview import jobs_about
 
 #: Hexadecimal digits from which on a word may be the beginning of a job's id.
 SHORTEST_JOB = 4
@@ -85,7 +86,7 @@ def tell(survey: Survey, ledger: Ledger, logbook: Logbook, word: str) -> Story:
     if kind == "server":
         return _server(survey, logbook, key)
     if kind == "volume":
-        return _volume(survey, logbook, key, ledger.jobs_about([key])[::-1][:TOLD])
+        return _volume(survey, logbook, key, jobs_about(ledger, [key])[::-1][:TOLD])
     job = ledger.job(key)
     return _pairs(survey, logbook, _subject(job), (job.volume_id, job.server_id), jobs=[job])
 

@@ -18,10 +18,12 @@ from tether.adapters.cinder import wire
 from tether.adapters.cinder.model import Attachment, CinderIdentity, Connection, ListedVolume
 from tether.adapters.guest.disk import network_source
 from tether.adapters.guest.model import Definition, Disk, GuestSurvey, Scope, Server
-from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
+from tether.adapters.host.model import Holding, HostIdentity, HostSurvey
+from tether.adapters.host.probes import targets as targets_of
 from tether.audit.drift import Owner, Unread
 from tether.errors import ConfigError, TetherError
 from tether.persistence.ledger import ConnectionRow, Job, MappingRow
+from tether.persistence.overview import jobs_about, jobs_of, jobs_since
 from tether.tasks.run import CONNECTION, Toolbox
 
 T = TypeVar("T")
@@ -291,27 +293,28 @@ class Survey:
     def holdings_of(self) -> Mapping[str, list[Holding]]:
         """What this host holds, by the volume it is of; what is no volume's is left out.
 
-        A session or a disk that does not name its volume is known by its target, as Cinder or the ledger has it; a map
-        by what the device ledger says that the volume reports.
+        The ledger's word comes first: after a migration of the volume its target is named after another id. A disk or a
+        map that names no volume is known by what the device ledger says that the volume reports.
         """
         targets: dict[str, str] = {}
-        rows = [row for found in (self.cloud.attachments.values() if self.cloud else ()) for row in found]
-        for volume_id, connection in [(row.volume_id, row.connection) for row in rows]:
-            if connection is not None and connection.data.open().get("target_iqn"):
-                targets[str(connection.data.open()["target_iqn"])] = volume_id
+        for mapping in self.ledger.mappings if self.ledger else ():
+            sealed = self.ledger.sealed.get(mapping.job_id) if self.ledger else None
+            if sealed is not None and self.is_here(mapping.machine_id):
+                names = {name for name, _lun in targets_of(sealed.data.open())} if sealed.protocol == "iscsi" else set()
+                targets |= dict.fromkeys(names, mapping.volume_id)
         identities = {row.identity: row.volume_id for row in (self.ledger.connections.values() if self.ledger else ())}
         found: dict[str, list[Holding]] = defaultdict(list)
         for item in self.host.holdings if self.host else ():
             by_identity = identities.get(item.identity, "") if item.identity else ""
-            volume_id = item.volume_id or targets.get(item.target, by_identity)
+            volume_id = targets.get(item.target) or item.volume_id or by_identity
             if volume_id:
                 found[volume_id].append(item)
         return dict(found)
 
-    @property
-    def devices(self) -> Collection[Device]:
-        """The devices behind tether's links."""
-        return self.host.devices.values() if self.host else ()
+    @cached_property
+    def real_paths(self) -> Mapping[str, str]:
+        """What each of tether's links leads to."""
+        return {item.link: item.path for item in self.host.devices.values()} if self.host else {}
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -399,8 +402,8 @@ class _Reader:
         volumes = cloud.volumes.values() if cloud else ()
         rows = [row for found in (cloud.attachments.values() if cloud else ()) for row in found]
         strange = {row.volume_id for row in rows if row.id not in known and row.owner not in known}
-        jobs = ledger.jobs_of({row.job_id for row in mappings} | {job.id for job in after})
-        jobs |= {job.id: job for job in ledger.jobs_about(strange)}
+        jobs = jobs_of(ledger, {row.job_id for row in mappings} | {job.id for job in after})
+        jobs |= {job.id: job for job in jobs_about(ledger, strange)}
         return LedgerBook(
             mappings=mappings,
             connections={row.volume_id: row for row in ledger.list_connections(machine.machine_id)} if machine else {},
@@ -409,7 +412,7 @@ class _Reader:
             sealed=self._sealed({row.job_id for row in mappings}),
             busy=frozenset(
                 _moving(before, after, at, now)
-                | {job.volume_id for job in ledger.jobs_since(at)}
+                | {job.volume_id for job in jobs_since(ledger, at)}
                 | {item.volume.id for item in volumes if (seconds(item.updated_at) or 0.0) > at}
             ),
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import stevedore
 from cliff import command, lister, show
 
-from tether.cli.printable import printable
+from tether.cli.printable import Lines, one_line, printable
 from tether.errors import TetherError, UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class Reported:
             ) from error
         return code
 
+    def damaged(self, error: TetherError) -> None:
+        """Tell of a row of the ledger that cannot be read; the others are shown, and the exit code says so."""
+        self.app.report(error)
+        self.exit_code = error.exit_code
+
     @property
     def sim(self) -> Path | None:
         """The embedded world's directory, if one was asked for."""
@@ -106,9 +111,9 @@ def _check_columns(parsed_args: argparse.Namespace, column_names: Sequence[str])
 
 
 def _for_people(data: Any) -> Any:
-    """Return a row, or rows, with the texts made printable."""
+    """Return a row, or rows, with the texts made printable, each on one line unless it was made of several."""
     if isinstance(data, str):
-        return printable(data)
+        return printable(data) if isinstance(data, Lines) else one_line(data)
     return [_for_people(item) for item in data] if isinstance(data, list | tuple) else data
 
 

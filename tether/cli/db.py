@@ -16,10 +16,10 @@ def duration(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
-    matched = re.fullmatch(r"(\d+)([smhdw])", text)
+    matched = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
     if matched is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no duration: write a number and one of {', '.join(UNITS)}, as in 90d"
+            f"{text!r} is no duration: write a number of at most 9 digits and one of {', '.join(UNITS)}, as in 90d"
         )
     return int(matched[1]) * UNITS[matched[2]]
 

@@ -152,4 +152,5 @@ class Try(Command):
             self.exit_code = 1
             self.app.say("next: run the command that ended wrong by itself, with --sim and --debug")
             return
-        self.app.say(f"\nAll {len(SCENES)} scenes ended as they should, in {time.monotonic() - begun:.1f} s.")
+        self.app.say("")
+        self.app.say(f"All {len(SCENES)} scenes ended as they should, in {time.monotonic() - begun:.1f} s.")

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import JOB_FIELDS, Lister, ShowOne, job_fields, job_state, moment
+from tether.cli.printable import Lines
 
 if TYPE_CHECKING:
     from tether.persistence.ledger import Job, Ledger
@@ -14,15 +15,19 @@ if TYPE_CHECKING:
 COLUMNS = ("job", "kind", "state", "volume", "server", "step", "created")
 
 
+#: Of a number on the command line: no more fit into every database and thread pool.
+MOST_DIGITS = 9
+
+
 def positive(text: str) -> int:
     """Return a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to {'9' * MOST_DIGITS}")
     return int(text)
 
 
 class ListJobs(Lister):
-    """List jobs, the newest first."""
+    """List jobs, the newest first. Exit 4 if a row of the ledger is damaged: the others are listed."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -42,7 +47,9 @@ class ListJobs(Lister):
                     (job.step or (_reached(book, job) if job.open else "")).partition("/")[0],
                     moment(job.created_at),
                 )
-                for job in book.ledger.list_jobs(open_only=parsed_args.open, limit=parsed_args.limit)
+                for job in book.ledger.list_jobs(
+                    open_only=parsed_args.open, limit=parsed_args.limit, damaged=self.damaged
+                )
             ]
         return COLUMNS, rows
 
@@ -89,7 +96,7 @@ class ShowJob(_OneJob):
             "steps": [f"{name} {state}" for name, state in steps] if self.is_machine else _steps(steps),
             "error": job.error["message"] if job.error else "",
             "because": job.error["reason"]["message"] if job.error and job.error.get("reason") else "",
-            "hint": job.error["hint"] if job.error else "",
+            "hint": job.error.get("hint", "") if job.error else "",
             "attempts": job.attempts,
             "runner": str(job.runner) if job.runner else "",
             "settled": _settled(job),
@@ -131,7 +138,7 @@ def _in_order(job: Job, steps: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _steps(steps: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps)
+    return Lines("\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps))
 
 
 RESUMED = ("job", "kind", "state", "volume", "server", "exit_code")
@@ -169,7 +176,8 @@ class ResumeJob(Lister):
             raise UsageError("name the jobs", hint="give JOB… (the beginning of an id is enough), --last, or --all")
         with self.ledger() as book:
             if parsed_args.all:
-                jobs = [job for job in book.ledger.list_jobs(open_only=True, limit=None) if not book.is_live(job)][::-1]
+                listed = book.ledger.list_jobs(open_only=True, limit=None, damaged=self.damaged)
+                jobs = [job for job in listed if not book.is_live(job)][::-1]
             else:
                 found = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
                 jobs = list({job.id: job for job in found}.values())
@@ -189,7 +197,8 @@ class ResumeJob(Lister):
             else:
                 ended = take_up_many(self.app, world, jobs, parsed_args.parallel, fenced=parsed_args.fenced)
             now = world.tools.clock.time()
-        self.exit_code = min((job.exit_code or 0 for job in ended), key=GRAVEST.index)
+        codes = [self.exit_code, *(job.exit_code or 0 for job in ended)]
+        self.exit_code = min(codes, key=GRAVEST.index)
         return RESUMED, [
             (job.id, job.kind, job_state(job, live=job.is_live(now)), job.volume_name, job.server_name, job.exit_code)
             for job in ended

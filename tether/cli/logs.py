@@ -7,7 +7,7 @@ import logging
 import threading
 from typing import IO, Any
 
-from tether.cli.printable import printable
+from tether.cli.printable import one_line, printable
 from tether.errors import ConfigError
 from tether.sealed import mask
 
@@ -46,7 +46,10 @@ class Plain(logging.Formatter):
     """Lines of text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(super().format(record))  # a traceback has lines of its own
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return one_line(super().formatMessage(record))
 
 
 def configure(options: argparse.Namespace, stderr: IO[str]) -> None:

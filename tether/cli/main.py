@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cliff.app import App
 from cliff.commandmanager import CommandManager
 
-from tether.cli.printable import printable
+from tether.cli.printable import one_line
 from tether.errors import TetherError, UsageError
 from tether.sealed import mask
 
@@ -131,7 +131,7 @@ class Tether(App):
     def say(self, text: str) -> None:
         """Print a line for people, on stderr; a stderr that cannot be written changes nothing else."""
         with suppress(OSError):
-            print(printable(mask(text)), file=self.stderr)
+            print(one_line(mask(text)), file=self.stderr)
 
     def report(self, error: TetherError) -> None:
         """Print what went wrong and what to do next."""
@@ -150,6 +150,15 @@ def _fill_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we run
 
 
+def _is_text(word: str) -> bool:
+    """Return False for a word whose bytes are no UTF-8: no database and no URL can hold it."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
     _fill_closed_streams()
@@ -159,6 +168,10 @@ def main(argv: list[str] | None = None) -> int:
     # os-brick brings eventlet along, and oslo.utils imports it only to ask whether it has patched anything.
     sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail
     program = Tether()
+    for word in words:
+        if not _is_text(word):
+            program.report(UsageError(f"{word!a} is not valid UTF-8", hint="write it in UTF-8, or give an id"))
+            return UsageError.exit_code
     if not words:
         program.parser.print_help(program.stderr)
         return 2

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import Lister, ShowOne, moment
+
+if TYPE_CHECKING:
+    from tether.persistence.ledger import Damaged, MappingRow
+    from tether.runner.world import Books
 
 COLUMNS = (
     "volume",
@@ -24,7 +28,8 @@ COLUMNS = (
 class ListMappings(Lister):
     """List the mappings of volumes to servers.
 
-    Names are those of the time of the attach; no cloud is asked.
+    Names are those of the time of the attach; no cloud is asked. Exit 4 if a row of the ledger is damaged: the others
+    are listed.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -35,11 +40,12 @@ class ListMappings(Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         with self.ledger() as book:
-            rows = [(row, book.ledger.job(row.job_id)) for row in book.ledger.list_mappings()]
+            # A mapping whose job cannot be read is a mapping all the same.
+            rows = [(row, *_names(book, row, self.damaged)) for row in book.ledger.list_mappings(damaged=self.damaged)]
         return COLUMNS, [
             (
-                job.volume_name,
-                job.server_name,
+                volume,
+                server,
                 row.state,
                 row.target,
                 row.bus,
@@ -49,10 +55,21 @@ class ListMappings(Lister):
                 row.server_id,
                 row.attachment_id,
             )
-            for row, job in rows
-            if parsed_args.server in {"", row.server_id, job.server_name}
-            and parsed_args.volume in {"", row.volume_id, job.volume_name}
+            for row, volume, server in rows
+            if parsed_args.server in {"", row.server_id, server} and parsed_args.volume in {"", row.volume_id, volume}
         ]
+
+
+def _names(book: Books, row: MappingRow, damaged: Damaged) -> tuple[str, str]:
+    """Return the names of a mapping's volume and server; their ids if its job is gone or damaged."""
+    from tether.errors import OperatorNeeded
+
+    try:
+        job = book.ledger.job_of(row)
+    except OperatorNeeded as error:
+        damaged(error)
+        return row.volume_id, row.server_id
+    return job.volume_name, job.server_name
 
 
 class ShowMapping(ShowOne):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from tether.cli.attach import Ask, Attach, Detach
-from tether.cli.printable import printable
+from tether.cli.printable import one_line
 
 if TYPE_CHECKING:
     from tether.runner.preview import PlannedStep, Preview
@@ -34,7 +34,7 @@ class _Plan(Ask):
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         if parsed_args.formatter == "table" and not parsed_args.columns:
-            self.app.stdout.write(printable("\n".join(_text(self.preview))) + "\n")
+            self.app.stdout.write("".join(f"{one_line(line)}\n" for line in _text(self.preview)))
             self.app.stdout.flush()
         else:
             super().produce_output(parsed_args, column_names, data)

@@ -7,11 +7,12 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from tether.cli.printable import printable
+from tether.cli.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tether.matrix.trial import Verdict
     from tether.runner.watch import Event
 
 #: TaskFlow's states of a step, as a person reads them: mark, word, style.
@@ -36,7 +37,7 @@ class Progress:
         self._by_job = by_job
         self._shown = stderr.isatty() and not quiet
         self._stderr = stderr
-        self._heading = self._title = printable(title)
+        self._heading = self._title = one_line(title)
         self._spinners: dict[str, Any] = {}
         self._rows: dict[str, tuple[str, float]] = {}
         self._failed: set[str] = set()
@@ -105,3 +106,43 @@ class Progress:
             )
         # Not the table's own title, which is no wider than its rows.
         return Group(Text(self._title, style="bold"), table)
+
+
+class Counted:
+    """Counts many cases on a terminal, each with how it ended; shows nothing in a pipe."""
+
+    def __init__(self, stderr: IO[str]) -> None:
+        self._shown = stderr.isatty()
+        self._stderr = stderr
+        self._wrong = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(file=self._stderr), transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, what: str, total: int | None) -> None:
+        """Begin to count."""
+        self._wrong = 0
+        if self._bar is not None:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._bar.add_task(what, total=total)
+
+    def count(self, verdict: Verdict) -> None:
+        """Count one."""
+        self._wrong += bool(verdict.violations)
+        if self._bar is not None:
+            (task,) = self._bar.task_ids
+            wrong = f", [red]{self._wrong} wrong[/red]" if self._wrong else ""
+            self._bar.update(task, advance=1, description=f"{one_line(verdict.case)[:70]:70}{wrong}")

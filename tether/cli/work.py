@@ -86,7 +86,7 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
             if reason := job.error.get("reason"):
                 app.say(f"tether: it was being undone because: {_told(reason)}")
             app.say(f"tether: job {job.id} is blocked; what it holds stays as it is")
-        hint = job.error["hint"]
+        hint = job.error.get("hint", "")
         if job.state == "blocked" and "tether job" not in hint:
             hint = f"{hint}; then: " * bool(hint) + f"tether job resume {job.id}"
             if job.step not in {step.code for step in release_steps(job.params)}:
@@ -97,7 +97,7 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
 
 def _told(error: Mapping[str, Any]) -> str:
     """Return a stored error as people read it."""
-    step = error["step"].partition("/")[0]
+    step = error.get("step", "").partition("/")[0]
     return f"{error['message']} (at {step})" if step else str(error["message"])
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, NoSuchModuleError
 
+from tether import faults
 from tether.errors import ConfigError, UncertainError
 from tether.persistence import schema
 
@@ -26,6 +27,9 @@ UNUSABLE = {
     "unable to open database file": "it must be a file that this user may read and write, in a directory likewise",
     "attempt to write a readonly database": "let this user write the file and its directory, or use another user",
     "database disk image is malformed": "restore it from a backup",
+    "Could not decode to UTF-8": "a text in it is damaged: correct it, or restore the database from a backup",
+    "no such table": "restore it from a backup",
+    "no such column": "restore it from a backup",
 }
 """What SQLite says of a file that will never answer, and what to do about it."""
 POOL = 16
@@ -57,6 +61,12 @@ class Database:
                 f"the database URL {_shown(url)} cannot be used: {error}",
                 hint="use sqlite:////path/to/file or postgresql+psycopg://… (pip install 'tether[postgresql]')",
             ) from error
+        except (OSError, ValueError):
+            # Not chained, and not told: of a URL that is cut in the wrong place it may show the password.
+            raise ConfigError(
+                "the database URL cannot be used: its path is too long, or its port or an option is no number",
+                hint="use sqlite:////path/to/file or postgresql+psycopg://…; in a password write %40 for @, %2F for /",
+            ) from None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -74,6 +84,7 @@ class Database:
             try:
                 with connection.begin():
                     yield connection
+                    _may_break("database.write")
             except DBAPIError as error:
                 if not isinstance(error, IntegrityError):
                     connection.invalidate()
@@ -108,6 +119,7 @@ class Database:
             UncertainError: the database does not answer; a statement may or may not have been carried out.
         """
         with self._translated(), self.reader.connect() as connection:
+            _may_break("database.read")
             yield connection
 
     @contextmanager
@@ -141,13 +153,21 @@ class Database:
 
     def version(self) -> str | None:
         """Return the schema's version, or None where there is none."""
-        if self.url.get_backend_name() == "sqlite" and not Path(self.url.database or "").exists():
+        if self.url.get_backend_name() == "sqlite" and not self._has_file():
             return None
         with self.read() as connection:
             if not sa.inspect(connection).has_table(schema.VERSION_TABLE):
                 return None
             row = connection.execute(sa.text(f"SELECT version_num FROM {schema.VERSION_TABLE}")).first()  # noqa: S608
         return None if row is None else str(row[0])
+
+    def _has_file(self) -> bool:
+        try:
+            return Path(self.url.database or "").exists()
+        except OSError as error:
+            raise ConfigError(
+                f"the database {self.shown} cannot be used: {error.strerror}", hint="give --database another file"
+            ) from error
 
     @property
     def dialect(self) -> sa.Dialect:
@@ -203,10 +223,18 @@ class Prepared:
         return connection.exec_driver_sql(self._text, given)
 
 
+def _may_break(point: str) -> None:
+    """Let an injected fault come as the driver's own errors do."""
+    try:
+        faults.point(point)
+    except sqlite3.Error as error:
+        raise DBAPIError(point, None, error) from error
+
+
 def _shown(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return "given"
 
 

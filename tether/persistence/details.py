@@ -23,6 +23,21 @@ from tether.sealed import masked
 
 #: TaskFlow's kinds of atoms, as they are stored.
 KINDS = {"task": models.TaskDetail, "retry": models.RetryDetail}
+#: States that an atom may have; None before its first one.
+STATES = frozenset(
+    {
+        None,
+        states.PENDING,
+        states.RUNNING,
+        states.SUCCESS,
+        states.FAILURE,
+        states.REVERTING,
+        states.REVERTED,
+        states.REVERT_FAILURE,
+        states.RETRYING,
+        states.IGNORE,
+    }
+)
 #: Bits of the largest integer that is stored; Python refuses to read much longer ones.
 LONGEST = 10_000
 #: Shows what cannot be stored: at a bounded length, and even what raises when it is shown.
@@ -85,7 +100,13 @@ def encode_atom(atom: models.AtomDetail, history: Iterable[tuple[str, float]]) -
 
 
 def decode_atom(data: Mapping[str, Any]) -> models.AtomDetail:
-    """Return the atom that :func:`encode_atom` stored."""
+    """Return the atom that :func:`encode_atom` stored.
+
+    Raises:
+        LookupError, TypeError, ValueError: it did not.
+    """
+    if data["state"] not in STATES or data["intention"] not in states.INTENTIONS:
+        raise ValueError(f"step {data['name']} is in state {data['state']}, intention {data['intention']}")
     atom = KINDS[data["kind"]](data["name"], data["uuid"])
     atom.state, atom.intention = data["state"], data["intention"]
     atom.meta = data.get("meta") or {}

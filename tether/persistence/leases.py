@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from tether.clock import Clock
 from tether.errors import HeldError, LostLease
 from tether.persistence.database import Database, IntegrityError
+from tether.persistence.intact import reading
 from tether.persistence.journal import Entry, Journal, Lease, fence
 from tether.persistence.ledger import Job
 from tether.persistence.owner import Owner
@@ -105,7 +106,7 @@ class Leases:
         """Return who holds a server, dead or alive; None if nobody."""
         with self._database.read() as connection:
             row = connection.execute(sa.select(leases.c.owner).where(leases.c.name == name)).first()
-        return None if row is None else Owner.load(row.owner)
+        return None if row is None else _owner(name, row.owner)
 
     def _take_server(self, name: str, job: str) -> None:
         """Take a server: a free one, or that of a process that is provably dead.
@@ -119,7 +120,7 @@ class Leases:
                 if row is None:
                     connection.execute(sa.insert(leases).values(name=name, **values))
                     return
-                owner = Owner.load(row.owner)
+                owner = _owner(name, row.owner)
                 if owner.token != self.me.token and not owner.is_dead:
                     raise held(name.replace(":", " "), str(owner), job)
                 # PostgreSQL lets several read the dead owner's row at a time: only one of them replaces it.
@@ -155,6 +156,11 @@ class Leases:
         finally:
             with self._database.write() as connection:
                 connection.execute(sa.delete(leases).where(leases.c.name == name, leases.c.token == self.me.token))
+
+
+def _owner(name: str, text: str) -> Owner:
+    with reading(f"lease {name}"):
+        return Owner.load(text)
 
 
 def held(what: str, by: str, job: str) -> HeldError:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from tether.clock import Clock
-from tether.errors import ConflictError, HeldError, LostLease, NotFound, UsageError
+from tether.errors import ConflictError, HeldError, LostLease, NotFound, OperatorNeeded, UsageError
 from tether.persistence.database import Database, IntegrityError
+from tether.persistence.intact import CHOICES, check_job, check_mapping, intact, parsed, reading, typed
 from tether.persistence.journal import Lease, fence
 from tether.persistence.owner import Owner
 from tether.persistence.schema import connections, jobs, mappings, secrets
 
+T = TypeVar("T")
+#: Is told of a row that cannot be read.
+Damaged = Callable[[OperatorNeeded], None]
+
 #: Job states in which the job is not finished: it holds its volume.
 OPEN = ("running", "blocked")
-#: How many values go into one query.
-MANY = 500
 #: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
 OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
 
@@ -255,6 +258,18 @@ class Ledger:
             raise UsageError(f"several jobs begin with {job_id!r}", hint="give more of the id: tether job list")
         return _job(rows[0])
 
+    def job_of(self, row: MappingRow) -> Job:
+        """Return the job that made a mapping.
+
+        Raises:
+            OperatorNeeded: it is gone: the ledger contradicts itself.
+        """
+        found = self._one(_BY_ID, id=row.job_id)
+        if found is None:
+            with reading(f"mapping of volume {row.volume_id} on server {row.server_id}"):
+                raise ValueError(f"there is no job {row.job_id!r}, which made it")
+        return found
+
     def last_job(self) -> Job:
         """Return the newest job; NotFound if there is none at all."""
         found = self.list_jobs(limit=1)
@@ -262,8 +277,14 @@ class Ledger:
             raise NotFound("there is no job yet", hint="make one with: tether attach VOLUME SERVER")
         return found[0]
 
-    def list_jobs(self, *, open_only: bool = False, limit: int | None = 100) -> list[Job]:
-        """Return the newest jobs, newest first; all of them without a limit."""
+    def list_jobs(
+        self, *, open_only: bool = False, limit: int | None = 100, damaged: Damaged | None = None
+    ) -> list[Job]:
+        """Return the newest jobs, newest first; all of them without a limit.
+
+        Args:
+            damaged: is told of each row that is, which is left out; without it the first one is raised.
+        """
         query = sa.select(jobs)
         if open_only:
             # Sorted here: SQLite would rather walk through all jobs by their creation than sort the few open ones.
@@ -271,7 +292,8 @@ class Ledger:
         else:
             query = query.order_by(jobs.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
-            found = [_job(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        found = _readable(_job, rows, damaged)
         return sorted(found, key=lambda job: job.created_at, reverse=True)[:limit]
 
     def open_job(self, volume_id: str) -> Job | None:
@@ -291,28 +313,10 @@ class Ledger:
             .limit(1)
         )
 
-    def jobs_of(self, job_ids: Collection[str]) -> dict[str, Job]:
-        """Return those of these jobs that are there, by their ids."""
-        return {job.id: job for job in self._where(jobs.c.id, job_ids)}
-
-    def jobs_about(self, volume_ids: Collection[str]) -> list[Job]:
-        """Return every job about one of these volumes, oldest first."""
-        return sorted(self._where(jobs.c.volume_id, volume_ids), key=lambda job: job.created_at)
-
-    def jobs_since(self, moment: float) -> list[Job]:
-        """Return the jobs that were made at or after a moment; seconds since the epoch."""
+    def jobs_where(self, condition: sa.ColumnElement[bool]) -> list[Job]:
+        """Return the jobs of whose rows a condition holds."""
         with self._database.read() as connection:
-            return [
-                _job(row) for row in connection.execute(sa.select(jobs).where(jobs.c.created_at >= moment)).mappings()
-            ]
-
-    def _where(self, column: sa.Column[Any], values: Collection[str]) -> list[Job]:
-        wanted = sorted(values)
-        queries = [
-            sa.select(jobs).where(column.in_(wanted[first : first + MANY])) for first in range(0, len(wanted), MANY)
-        ]
-        with self._database.read() as connection:
-            return [_job(row) for query in queries for row in connection.execute(query).mappings()]
+            return [_job(row) for row in connection.execute(sa.select(jobs).where(condition)).mappings()]
 
     def _one(self, query: sa.Select[Any], **given: Any) -> Job | None:
         with self._database.read() as connection:
@@ -322,9 +326,8 @@ class Ledger:
     def ask(self, job_id: str, what: str) -> None:
         """Ask the runner of a job for something: it looks for it once a second, and before each step."""
         with self._database.write() as connection:
-            connection.execute(
-                sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None)).values(asked=what)
-            )
+            held = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None))
+            connection.execute(held.values(asked=what))
 
     # -- mappings -------------------------------------------------------------------------------------------
 
@@ -359,54 +362,43 @@ class Ledger:
             row = connection.execute(query, given).mappings().first()
         return None if row is None else _mapping(row)
 
-    def list_mappings(self, *, server_id: str = "", volume_id: str = "") -> list[MappingRow]:
-        """Return mappings, oldest first."""
+    def list_mappings(
+        self, *, server_id: str = "", volume_id: str = "", damaged: Damaged | None = None
+    ) -> list[MappingRow]:
+        """Return mappings, oldest first; ``damaged`` as for :meth:`list_jobs`."""
         query = sa.select(mappings).order_by(mappings.c.created_at, mappings.c.id)
-        if server_id:
-            query = query.where(mappings.c.server_id == server_id)
-        if volume_id:
-            query = query.where(mappings.c.volume_id == volume_id)
+        for column, value in ((mappings.c.server_id, server_id), (mappings.c.volume_id, volume_id)):
+            query = query.where(column == value) if value else query
         with self._database.read() as connection:
-            return [_mapping(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        return _readable(_mapping, rows, damaged)
 
     def update_mapping(self, volume_id: str, server_id: str, **values: Any) -> None:
         """Change some of a mapping's columns."""
         with self._write() as connection:
-            connection.execute(
-                sa.update(mappings)
-                .where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
-                .values(updated_at=self._clock.time(), **values)
-            )
+            changed = sa.update(mappings).where(*_pair(volume_id, server_id))
+            connection.execute(changed.values(updated_at=self._clock.time(), **values))
 
     def delete_mapping(self, volume_id: str, server_id: str) -> None:
         """Forget a mapping and the secrets of its job. Repeatable."""
-        pair = (mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+        pair = _pair(volume_id, server_id)
         with self._write() as connection:
-            connection.execute(
-                sa.delete(secrets).where(secrets.c.job_id.in_(sa.select(mappings.c.job_id).where(*pair)))
-            )
+            job = sa.select(mappings.c.job_id).where(*pair)
+            connection.execute(sa.delete(secrets).where(secrets.c.job_id.in_(job)))
             connection.execute(sa.delete(mappings).where(*pair))
 
-    def delete_secrets(self, job_id: str) -> None:
-        """Forget the secrets of a job. Repeatable."""
+    def drop_stale_secrets(self, volume_id: str, server_id: str) -> None:
+        """Forget what jobs about a volume and a server have sealed, but for the mapping's own. Repeatable."""
+        about = sa.select(jobs.c.id).where(jobs.c.volume_id == volume_id, jobs.c.server_id == server_id)
+        kept = sa.select(mappings.c.job_id).where(*_pair(volume_id, server_id)).scalar_subquery()
         with self._write() as connection:
-            connection.execute(sa.delete(secrets).where(secrets.c.job_id == job_id))
-
-    def delete_former_secrets(self, job_id: str) -> None:
-        """Forget the secrets of the other jobs about a job's volume and server. Repeatable."""
-        mine = sa.select(jobs.c.volume_id, jobs.c.server_id).where(jobs.c.id == job_id).subquery()
-        others = sa.select(jobs.c.id).where(
-            jobs.c.volume_id == mine.c.volume_id, jobs.c.server_id == mine.c.server_id, jobs.c.id != job_id
-        )
-        with self._write() as connection:
-            connection.execute(sa.delete(secrets).where(secrets.c.job_id.in_(others)))
+            connection.execute(sa.delete(secrets).where(secrets.c.job_id.in_(about), secrets.c.job_id != kept))
 
     def secret(self, job_id: str, name: str) -> str | None:
         """Return a secret of a mapping's job, sealed, if there is one."""
         query = sa.select(secrets.c.sealed).where(secrets.c.job_id == job_id, secrets.c.name == name)
         with self._database.read() as connection:
-            text: str | None = connection.execute(query).scalar()
-        return text
+            return connection.execute(query).scalar()
 
     def secrets_named(self, name: str) -> dict[str, str]:
         """Return the sealed secrets of this name, by their job."""
@@ -425,11 +417,7 @@ class Ledger:
         values = asdict(row) | {"identity": row.identity or None, "created_at": self._clock.time()}
         try:
             with self._write() as connection:
-                connection.execute(
-                    sa.delete(connections).where(
-                        connections.c.machine_id == row.machine_id, connections.c.volume_id == row.volume_id
-                    )
-                )
+                connection.execute(sa.delete(connections).where(*_device(row.machine_id, row.volume_id)))
                 connection.execute(sa.insert(connections).values(**values))
         except IntegrityError as error:
             raise ConflictError(
@@ -441,19 +429,33 @@ class Ledger:
     def delete_connection(self, machine_id: str, volume_id: str) -> None:
         """Forget a volume's device. Repeatable."""
         with self._write() as connection:
-            connection.execute(
-                sa.delete(connections).where(
-                    connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
-                )
-            )
+            connection.execute(sa.delete(connections).where(*_device(machine_id, volume_id)))
 
     def list_connections(self, machine_id: str) -> list[ConnectionRow]:
         """Return the device ledger of a host."""
+        query = sa.select(connections).where(connections.c.machine_id == machine_id).order_by(connections.c.volume_id)
         with self._database.read() as connection:
-            rows = connection.execute(
-                sa.select(connections).where(connections.c.machine_id == machine_id).order_by(connections.c.volume_id)
-            ).mappings()
-            return [ConnectionRow(**row) for row in rows]
+            return [_connection(row) for row in connection.execute(query).mappings()]
+
+
+def _pair(volume_id: str, server_id: str) -> tuple[Any, ...]:
+    return mappings.c.volume_id == volume_id, mappings.c.server_id == server_id
+
+
+def _device(machine_id: str, volume_id: str) -> tuple[Any, ...]:
+    return connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
+
+
+def _readable(read: Callable[[Any], T], rows: Iterable[Any], damaged: Damaged | None) -> list[T]:
+    found = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except OperatorNeeded as error:
+            if damaged is None:
+                raise
+            damaged(error)
+    return found
 
 
 def _address(address: Mapping[str, str]) -> str:
@@ -477,17 +479,22 @@ def job_columns(**values: Any) -> dict[str, Any]:
 
 
 def _job(row: Mapping[Any, Any]) -> Job:
-    values = {name: row[name] for name in Job.__slots__ if name not in _JSON}
-    return Job(
-        **values,
-        params=Params(**json.loads(row["params"])),
-        place=Place(**json.loads(row["place"])),
-        error=json.loads(row["error"]) if row["error"] else None,
-        quiet_at=json.loads(row["quiet_at"]) if row["quiet_at"] else {},
-        runner=Owner.load(row["runner"]) if row["runner"] else None,
-        settled=json.loads(row["settled"]) if row["settled"] else None,
-    )
+    with reading(f"job {row['id']}"):
+        told = check_job(row, is_open=row["state"] in OPEN)
+        return Job(
+            **{name: row[name] for name in Job.__slots__ if name not in _JSON},
+            **told,
+            params=typed(Params, parsed(row, "params"), CHOICES),
+            place=typed(Place, parsed(row, "place")),
+            runner=Owner.load(row["runner"]) if row["runner"] else None,
+        )
 
 
 def _mapping(row: Mapping[Any, Any]) -> MappingRow:
-    return MappingRow(**(dict(row) | {"address": json.loads(row["address"])}))
+    with reading(f"mapping {row['id']} of volume {row['volume_id']} on server {row['server_id']}"):
+        return MappingRow(**(dict(row) | {"address": check_mapping(row)}))
+
+
+def _connection(row: Mapping[Any, Any]) -> ConnectionRow:
+    with reading(f"device of volume {row['volume_id']} on host {row['machine_id']}"):
+        return ConnectionRow(**intact(connections, row))

@@ -23,6 +23,7 @@ from tether.clock import Clock
 from tether.errors import Interrupted, UncertainError
 from tether.persistence.database import Database
 from tether.persistence.details import check_storable, decode_atom, encode_atom, is_untouched
+from tether.persistence.intact import LATEST, intact, loaded, moments, parsed, reading
 from tether.persistence.journal import Entry, Journal, Lease
 from tether.persistence.ledger import job_columns
 from tether.persistence.schema import flows
@@ -31,6 +32,8 @@ from tether.persistence.schema import flows
 INTENTS = {states.RUNNING: "act", states.REVERTING: "undo"}
 #: States with which a flow has ended.
 ENDS = (states.SUCCESS, states.REVERTED, states.FAILURE, states.SUSPENDED)
+#: States that a flow's row may have.
+STATES = (*ENDS, states.PENDING, states.RUNNING)
 #: Seconds within which a finished step is durable although a sibling runs on.
 MAX_LAG = 0.05
 
@@ -322,11 +325,16 @@ class _Flow:
 
 
 def _flow_detail(row: Mapping[Any, Any], *, lazy: bool = False) -> models.FlowDetail:
-    detail = models.FlowDetail(row["name"], row["id"])
-    detail.state = row["state"]
-    detail.meta = json.loads(row["meta"])
-    for step in [] if lazy else json.loads(row["steps"]):
-        atom = decode_atom(step)
-        atom.history = [(state, since) for state, since in step["history"]]
-        detail.add(atom)
-    return detail
+    with reading(f"flow {row['name']} of job {row['job_id']}"):
+        intact(flows, row)
+        if row["state"] not in STATES:
+            raise ValueError(f"state is {row['state']!r}")
+        detail = models.FlowDetail(row["name"], row["id"])
+        detail.state = row["state"]
+        detail.meta = parsed(row, "meta")
+        for step in [] if lazy else loaded(row["steps"], "steps"):
+            atom = decode_atom(step)
+            atom.history = [(state, since) for state, since in step["history"]]
+            moments({f"the time of {state}": since for state, since in atom.history}, LATEST)
+            detail.add(atom)
+        return detail

@@ -13,6 +13,8 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tether.persistence.intact import loaded, typed
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -42,8 +44,12 @@ class Owner:
 
     @classmethod
     def load(cls, text: str) -> Owner:
-        """Return the owner that :meth:`dump` wrote."""
-        return cls(**json.loads(text))
+        """Return the owner that :meth:`dump` wrote.
+
+        Raises:
+            TypeError, ValueError: it did not.
+        """
+        return typed(cls, dict(loaded(text, "the owner")))
 
     def dump(self) -> str:
         """Return the owner as a lease's row keeps it."""

@@ -313,10 +313,13 @@ class Runner:
                 "error": error,
                 "exit_code": None,
             }
+            # Before the lease: a job whose steps cannot be read is left as it is. The lease is had only if the job's
+            # row has not changed since it was read, and its flows change only with it.
+            flows = details(self.logbook.rows(job.id) if stored is None else stored)
             lease = leases.take(job, job_columns(**values), fenced=fenced)
             if lease is not None:
                 held = replace(job, **values, generation=lease.generation, runner=leases.me)
-                return self._held_run(leases, lease, held, before=job, prepare=prepare, stored=stored)
+                return self._held_run(leases, lease, held, before=job, prepare=prepare, stored=flows)
             job, stored = self.tools.ledger.job(job.id), None  # somebody was quicker
 
     def _held_run(
@@ -327,16 +330,14 @@ class Runner:
         *,
         before: Job | None = None,
         prepare: Prepare = lambda *_: None,
-        stored: Rows | None = None,
+        stored: Sequence[models.FlowDetail] = (),
     ) -> Job:
         """Run a job whose lease is held.
 
         Args:
             before: the job as it was before it was taken up; None for a new one.
-            stored: its flows, if they are known already.
+            stored: its flows as they were then.
         """
-        if stored is None:
-            stored = self.logbook.rows(job.id) if before is not None else []
         effects = self._effects(job)
         connection = self.logbook.backend(lease, effects.__contains__).get_connection()
         run = Run(tools=self.tools, job=job, note=connection.note, keep=connection.keep_secret)
@@ -350,7 +351,7 @@ class Runner:
         self.runs.append(run)
         self.heart.begin(hold)
         try:
-            return self._carry_out(run, connection, prepare, details(stored))
+            return self._carry_out(run, connection, prepare, stored)
         except LostLease as lost:
             raise HeldError(lost.message, resource=f"job {job.id}", hint=f"see: tether job show {job.id}") from lost
         except UncertainError as error:
@@ -368,7 +369,9 @@ class Runner:
         plans = [plan_of(part, job.params) for part in self.parts(job.kind, job.version)]
         return frozenset().union(*(plan.effects for plan in plans))
 
-    def _carry_out(self, run: Run, connection: JobConnection, prepare: Prepare, stored: list[models.FlowDetail]) -> Job:
+    def _carry_out(
+        self, run: Run, connection: JobConnection, prepare: Prepare, stored: Sequence[models.FlowDetail]
+    ) -> Job:
         job = run.job
         try:
             flows = {detail.name: detail for detail in stored}
@@ -399,7 +402,7 @@ class Runner:
         if not reverted:
             return self._end(job, connection, state=DONE[job.kind], exit_code=0, step="", error=None)
         error = run.error and run.error.get("reason", run.error)
-        held = error is not None and error["code"] == HeldError.code
+        held = error is not None and error.get("code") == HeldError.code
         return self._end(
             job, connection, state="rolled-back", exit_code=HeldError.exit_code if held else 3, step="", error=error
         )

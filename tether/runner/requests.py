@@ -99,7 +99,7 @@ def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Ser
     if kind == "attach" and mapping is not None:
         compare(mapping, volume, server, request)
     if (mapping is None) == (kind == "detach"):
-        done = already_detached(runner.tools, volume, server) if mapping is None else ledger.job(mapping.job_id)
+        done = already_detached(runner.tools, volume, server) if mapping is None else ledger.job_of(mapping)
         return Accepted(done, new=False)
     if mapping is not None:
         params = detach_params(mapping, volume)

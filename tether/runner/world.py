@@ -112,7 +112,7 @@ def _embedded(settings: Settings, directory: Path, request_id: str) -> tuple[Cin
 
     store = Store(directory)
     cinder = open_cinder(settings, global_request_id=request_id, transport=SimTransport(store))
-    return cinder, SimHost(store), SimGuest(store), SimKeys(store)
+    return cinder, SimHost(store, run_dir=settings.run_dir), SimGuest(store), SimKeys(store)
 
 
 def _real(settings: Settings, request_id: str) -> tuple[Cinder, Host, Guest, Keys]:

@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
@@ -80,10 +83,12 @@ class SimHost:
     Args:
         store: the world's books; :func:`seed_host` must have been run on them.
         clock: what late calls are timed by.
+        run_dir: the setting; only the name of a place here. Default: in the world's directory.
     """
 
-    def __init__(self, store: Store, clock: Clock | None = None) -> None:
+    def __init__(self, store: Store, clock: Clock | None = None, run_dir: str = "") -> None:
         self._store = store
+        self._run_dir = Path(run_dir or store.directory / "run")
         self._clock = clock or SystemClock()
 
     def identity(self) -> HostIdentity:
@@ -188,7 +193,8 @@ class SimHost:
             holdings = [Holding("link", self._link(volume_id), volume_id) for volume_id in book["links"]]
             for volume_id, device in book["devices"].items():
                 identity = device["identity"]
-                holdings.append(Holding("device", device["path"], volume_id, device["iqn"], identity))
+                in_use = self._open_count(book, volume_id) > 0
+                holdings.append(Holding("device", device["path"], volume_id, device["iqn"], identity, in_use))
                 holdings += [Holding("session", name, volume_id, device["iqn"]) for name in device["sessions"]]
             for volume_id, names in book.get("sessions", {}).items():
                 holdings += [Holding("session", name, volume_id, name.rpartition(" ")[2]) for name in names]
@@ -251,14 +257,30 @@ class SimHost:
                 book["pending"].append({**pending, "due": self._clock.time() + scripted.seconds})
         if action in ("timeout", "late"):
             raise _no_answer(call, volume_id)
+        if action == "kill-helper":
+            self._lose_helper(lambda: self._change(effect))
+            raise _no_answer(call, volume_id)
         try:
-            with self._open() as book:
-                effect(book)
+            self._change(effect)
         except FinalError:
             if action != "lost-reply":
                 raise
         if action == "lost-reply":
             raise _no_answer(call, volume_id)
+
+    def _change(self, effect: Callable[[Book], None]) -> None:
+        with self._open() as book:
+            effect(book)
+
+    def _lose_helper(self, work: Callable[[], None]) -> None:
+        """Let a process of its own do the work, as os-brick's helper does, which is killed before it can answer."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work()
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
 
     @contextmanager
     def _open(self) -> Iterator[Book]:
@@ -389,7 +411,7 @@ class SimHost:
         return int(device.get("open_count", 0)) + sum(bool(opened.search(_text_or_empty(path))) for path in running)
 
     def _link(self, volume_id: str) -> str:
-        return str(self._store.directory / "run" / "volumes" / volume_id)
+        return str(self._run_dir / "volumes" / volume_id)
 
 
 class SimKeys:

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 
+from tether import faults
 from tether.errors import UsageError
 from tether.sim.store import Store
 
@@ -19,6 +20,9 @@ ACTIONS = {
     "refuse": "guest.unplug_live only: the guest answers DEVICE_REMOVAL_FAILED",
     "ignore": "guest.unplug_live only: the guest does not answer; the request stays until its next reset",
 }
+
+#: Seconds until what an injected fault makes late is carried out: less than any settle time.
+SOON = 0.1
 
 UNPLUG_ONLY = ("refuse", "ignore")
 LAST_STATUS = 599
@@ -123,7 +127,13 @@ def add(store: Store, scripted: Scripted) -> None:
 
 
 def take(store: Store, call: str) -> Scripted | None:
-    """Return what is scripted for this call, and use it up by one; None if it goes right."""
+    """Return what is scripted for this call, or injected into this process, and use it up by one; None if all is well.
+
+    A fault point of the call's name is passed.
+    """
+    fault = faults.taken(call)
+    if fault is not None:
+        return Scripted(call, "timeout" if fault.action == "hang" else fault.action, seconds=SOON)
     if not any(item["call"] == call for item in store.read("script").get("failures", [])):
         return None
     with store.change("script") as book:

@@ -84,11 +84,10 @@ def fit(settings: Settings, directory: Path) -> Settings:
         "database": f"sqlite:///{directory.resolve() / 'tether.sqlite'}",
         "key_file": str(directory.resolve() / "keys"),
         "data_path": "host",
+        "run_dir": str(directory.resolve() / "run"),
     }
     changes = {name: value for name, value in wanted.items() if getattr(settings, name) == defaults[name]}
-    return settings.but(
-        **changes, endpoint_override=ENDPOINT, send_service_user_token=True, run_dir=str(directory.resolve() / "run")
-    )
+    return settings.but(**changes, endpoint_override=ENDPOINT, send_service_user_token=True)
 
 
 def contents(directory: Path) -> list[tuple[str, str, str, str, str]]:

@@ -159,7 +159,7 @@ def _in_use(run: Run, volume: Volume) -> FinalError:
         if row is None:
             users.append(owner or "a host")
             continue
-        server = run.tools.ledger.job(row.job_id).server_name
+        server = run.tools.ledger.job_of(row).server_name
         users.append(f"server {server}")
         hint = f"detach it there first: tether detach {volume.name or volume.id} {server}"
     return FinalError(

@@ -156,7 +156,7 @@ class ClaimMapping(Step):
     def undo(self, former: Former) -> None:
         if self.tools.ledger.mapping_of_job(self.job.id) is not None:
             self.tools.ledger.update_mapping(self.job.volume_id, self.job.server_id, job_id=former.job)
-        self.tools.ledger.delete_secrets(self.job.id)
+        self.tools.ledger.drop_stale_secrets(self.job.volume_id, self.job.server_id)
 
 
 class ReconnectHost(Step):
@@ -300,7 +300,7 @@ class FinishRepair(Step):
     forward_only = True
 
     def act(self) -> None:
-        self.tools.ledger.delete_former_secrets(self.job.id)
+        self.tools.ledger.drop_stale_secrets(self.job.volume_id, self.job.server_id)
 
 
 class HoldAttachment(Step):

@@ -128,6 +128,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         def attempt() -> Any:
             faults.point(f"{self.label}.act.before")
             result = self.act(**inputs)
+            self.in_doubt = True  # until the result is stored: whatever fails from here on, the effect is there
             faults.point(f"{self.label}.act.after")
             return result
 

@@ -6,6 +6,7 @@ from tether.adapters.cinder.model import Attachment
 from tether.adapters.guest.model import Definition, Scope
 from tether.errors import OperatorNeeded, UncertainError
 from tether.persistence.ledger import owner_of
+from tether.persistence.overview import jobs_about
 from tether.tasks.run import Run
 
 
@@ -65,7 +66,7 @@ def stray_rows(run: Run) -> list[Attachment]:
     run.see_volume()
     ledger, volume_id = run.tools.ledger, run.job.volume_id
     here = run.machine.machine_id
-    jobs = [job for job in ledger.jobs_about([volume_id]) if not job.open and job.place.machine_id == here]
+    jobs = [job for job in jobs_about(ledger, [volume_id]) if not job.open and job.place.machine_id == here]
     owners = {owner_of(job.id) for job in jobs}
     mappings = ledger.list_mappings(volume_id=volume_id)
     known = {row.attachment_id for row in mappings} | {row.owner_mark for row in mappings}

@@ -26,6 +26,7 @@ from tether.clock import Clock
 from tether.errors import ConfigError, NotFound, UncertainError, UsageError
 
 T = TypeVar("T")
+Found = TypeVar("Found", Volume, Attachment)
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,10 @@ class CinderClient(Cinder):
 
     def show_volume(self, volume_id: str) -> Volume:
         return self._read(
-            "show", "volume", volume_id, lambda client: wire.volume(client.volumes.get(volume_id).to_dict())
+            "show",
+            "volume",
+            volume_id,
+            lambda client: _asked(volume_id, wire.volume(client.volumes.get(volume_id).to_dict())),
         )
 
     def list_attachments(self, volume_id: str) -> list[Attachment]:
@@ -173,7 +177,7 @@ class CinderClient(Cinder):
             "show",
             "attachment",
             attachment_id,
-            lambda client: wire.attachment(client.attachments.show(attachment_id).to_dict()),
+            lambda client: _asked(attachment_id, wire.attachment(client.attachments.show(attachment_id).to_dict())),
         )
 
     def create_attachment(self, volume_id: str, *, owner: str, mode: str) -> str:
@@ -181,8 +185,8 @@ class CinderClient(Cinder):
             "create an attachment of",
             "volume",
             volume_id,
-            lambda client: str(
-                client.attachments.create(volume_id, None, instance_id=owner or None, mode=mode or "null")["id"]
+            lambda client: wire.created(
+                client.attachments.create(volume_id, None, instance_id=owner or None, mode=mode or "null")
             ),
         )
 
@@ -357,6 +361,17 @@ class CinderClient(Cinder):
             microversion=min(newest or BASE_MICROVERSION, HIGHEST_MICROVERSION, key=_numbers),
             service_token=self._service_token,
         )
+
+
+def _asked(id: str, found: Found) -> Found:
+    """Return what an answer shows, if it is what was asked for.
+
+    Raises:
+        ValueError: it is another; a proxy that answers from a cache may do that.
+    """
+    if found.id.lower() != id.lower():
+        raise ValueError(f"it shows {found.id}")
+    return found
 
 
 def _numbers(microversion: str) -> tuple[int, ...]:

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from tether.sealed import Sealed
 
+#: What Cinder may say of how a volume may be used; Nova refuses any other, too.
+ACCESS_MODES = ("rw", "ro")
+
 #: A connector as os-brick's ``get_connector_properties`` returns it: host, ip, initiator, multipath, …
 Connector = Mapping[str, Any]
 
@@ -111,7 +114,7 @@ class Connection:
     access_mode: str = "rw"
     encrypted: bool = False
     discard: bool = False
-    qos_specs: Mapping[str, str] = field(default_factory=dict)
+    qos_specs: Mapping[str, str] = field(default_factory=dict, repr=False)
     logical_block_size: int | None = None
     physical_block_size: int | None = None
     auth: bool = False

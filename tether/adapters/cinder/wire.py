@@ -7,12 +7,18 @@ attachment_update``), so only their id and connection_info may be believed. Stat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tether.adapters.cinder.model import Attachment, Connection, Encryption, ListedVolume, Volume
+from tether.adapters.cinder.model import ACCESS_MODES, Attachment, Connection, Encryption, ListedVolume, Volume
+from tether.errors import ConfigError
 from tether.sealed import Sealed
+
+#: Cinder's ids are UUIDs, in one form or another.
+_ID = re.compile("[0-9A-Za-z][0-9A-Za-z_-]{0,35}")
+_UNHEARD = re.compile("[\ud800-\udfff\0]")
 
 
 def volume(body: Mapping[str, Any]) -> Volume:
@@ -22,9 +28,9 @@ def volume(body: Mapping[str, Any]) -> Volume:
         KeyError, TypeError, ValueError: it is not such a body.
     """
     return Volume(
-        id=str(body["id"]),
+        id=_id(body, "id"),
         name=_text(body.get("name")),
-        status=str(body["status"]),
+        status=_said(body, "status"),
         size=int(body["size"]),
         availability_zone=_text(body.get("availability_zone")),
         project_id=_text(body.get("os-vol-tenant-attr:tenant_id")),
@@ -61,14 +67,23 @@ def attachment(body: Mapping[str, Any]) -> Attachment:
     """
     mode = _text(body.get("attach_mode"))
     return Attachment(
-        id=str(body["id"]),
-        volume_id=str(body["volume_id"]),
-        status=str(body["status"]),
+        id=_id(body, "id"),
+        volume_id=_id(body, "volume_id"),
+        status=_said(body, "status"),
         owner=_text(body.get("instance")),
         mode="" if mode == "null" else mode,  # "null" is the column's default, as text
         attached_at=_text(body.get("attached_at")),
         connection=connection(body.get("connection_info")),
     )
+
+
+def created(body: Mapping[str, Any]) -> str:
+    """Return the id of an attachment that was just made.
+
+    Raises:
+        KeyError, TypeError, ValueError: the body has none.
+    """
+    return _id(body, "id")
 
 
 def connection(body: Mapping[str, Any] | None) -> Connection | None:
@@ -83,18 +98,18 @@ def connection(body: Mapping[str, Any] | None) -> Connection | None:
         return None
     nested = body.get("data")
     data = dict(nested if isinstance(nested, Mapping) else body)
-    protocol = str(body["driver_volume_type"])
+    protocol = _said(body, "driver_volume_type")
     for extra in ("driver_volume_type", "attachment_id"):  # the flat form's additions; os-brick wants neither
         data.pop(extra, None)
     return Connection(
         protocol=protocol,
         data=Sealed(data),
-        access_mode=_text(data.get("access_mode")) or "rw",
+        access_mode=_access_mode(data.get("access_mode")),
         encrypted=data.get("encrypted") is True,
         discard=data.get("discard") is True,
         qos_specs={str(key): str(value) for key, value in (data.get("qos_specs") or {}).items()},
-        logical_block_size=_number(data.get("logical_block_size")),
-        physical_block_size=_number(data.get("physical_block_size")),
+        logical_block_size=_number(data, "logical_block_size"),
+        physical_block_size=_number(data, "physical_block_size"),
         auth=bool(data.get("auth_method")) or data.get("auth_enabled") is True,
     )
 
@@ -106,9 +121,18 @@ def dump(connection: Connection) -> Sealed[str]:
 
 
 def load(text: Sealed[str]) -> Connection:
-    """Return the connection that :func:`dump` wrote."""
-    facts = json.loads(text.open())
-    return Connection(**(facts | {"data": Sealed(facts["data"])}))
+    """Return the connection that :func:`dump` wrote.
+
+    Raises:
+        ConfigError: it did not. The text is not shown.
+    """
+    try:
+        facts = json.loads(text.open())
+        return Connection(**(facts | {"data": Sealed(dict(facts["data"]))}))
+    except (LookupError, TypeError, ValueError, RecursionError):
+        raise ConfigError(
+            "what is sealed in the ledger is no connection info", hint="restore the database from a backup"
+        ) from None
 
 
 def exported(body: Mapping[str, Any] | None) -> Connection:
@@ -142,8 +166,35 @@ def encryption(body: Mapping[str, Any]) -> Encryption | None:
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value)
+    # JSON can say what neither a database nor a terminal can hold: half a character, and NUL.
+    return "" if value is None else _UNHEARD.sub("\ufffd", str(value))
 
 
-def _number(value: Any) -> int | None:
-    return None if value is None else int(value)
+def _id(body: Mapping[str, Any], name: str) -> str:
+    """Return an id: it names files of the host, so it is not taken for one unread."""
+    found = _said(body, name)
+    if not _ID.fullmatch(found):
+        raise ValueError(f"{name} is no id")
+    return found
+
+
+def _said(body: Mapping[str, Any], name: str) -> str:
+    found = body[name]
+    if not isinstance(found, str) or not found:
+        raise ValueError(f"{name} is no text")
+    return _text(found)
+
+
+def _access_mode(value: object) -> str:
+    """Return rw (also for none) or ro; *unknown* for what else it is, which stands among secrets."""
+    return value if value in ACCESS_MODES else "unknown" if value else "rw"
+
+
+def _number(data: Mapping[str, Any], name: str) -> int | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, bool) and re.fullmatch("[0-9]{1,10}", str(value)):
+        return int(value)
+    # Without the value: whatever it is, it stands among secrets.
+    raise ValueError(f"{name} is no number")

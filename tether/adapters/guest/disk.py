@@ -6,12 +6,13 @@ Sources: Nova's ``virt/libvirt/volume/volume.py`` (serial, iotune, readonly, sha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from tether.adapters.cinder.model import Connection, Encryption, Volume
+from tether.adapters.cinder.model import ACCESS_MODES, Connection, Encryption, Volume
 from tether.adapters.guest.model import alias_of
 from tether.adapters.guest.slots import Slot
 from tether.adapters.guest.xml import iscsi_source
@@ -27,6 +28,8 @@ IOTUNE_KEYS = (
     "size_iops_sec",
 )
 ISCSI_PORT = "3260"
+#: What an XML text cannot hold, however it is written (XML 1.0, section 2.2).
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 #: Cache modes that open the image with O_DIRECT, which is what io=native needs.
 DIRECT_CACHE_MODES = ("none", "directsync")
 
@@ -95,7 +98,12 @@ def chap_secret(connection: Connection) -> Sealed[str] | None:
     data = connection.data.open()
     if connection.protocol != "iscsi" or not data.get("auth_method"):
         return None
-    return Sealed(str(data.get("auth_password", "")))
+    password = data.get("auth_password")
+    if not isinstance(password, str) or not password:
+        raise FinalError(
+            "the connection info wants CHAP and has no password", hint="look at the backend driver's log in Cinder"
+        )
+    return Sealed(password)
 
 
 def spec_for(
@@ -123,6 +131,12 @@ def spec_for(
     Raises:
         FinalError: the volume cannot be a disk of a guest this way; nothing has been done.
     """
+    if connection.access_mode not in ACCESS_MODES:
+        raise FinalError(
+            f"volume {volume.id} has an access mode that is neither rw nor ro",
+            resource=f"volume {volume.id}",
+            hint="look at the backend driver's log in Cinder",
+        )
     common: dict[str, Any] = {
         "volume_id": volume.id,
         "slot": slot,
@@ -248,9 +262,10 @@ def _network_spec(
                 hint="set data_path = host",
             )
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        # Not chained: the data that the traceback would show hold the password.
+        # Neither chained nor told but for a field's name: the data hold the password.
+        field_name = f" {error}" if isinstance(error, _Garbled | KeyError) else ""
         raise FinalError(
-            f"the connection info of volume {volume.id} lacks or garbles {error}",
+            f"the connection info of volume {volume.id} lacks or garbles{field_name or ' what it must have'}",
             resource=resource,
             hint="look at the backend driver's log in Cinder",
         ) from None
@@ -267,22 +282,43 @@ def network_source(connection: Connection) -> str:
 
 
 def _iscsi_name(data: Mapping[str, Any]) -> str:
-    iqn = data["target_iqn"] if "target_iqn" in data else data["target_iqns"][0]
-    lun = data["target_lun"] if "target_lun" in data else data["target_luns"][0]
-    return iscsi_source(f"{iqn}/{int(lun)}")
+    iqn, lun = _said(_first(data, "target_iqn"), "target_iqn"), _lun(_first(data, "target_lun"))
+    return iscsi_source(f"{iqn}/{lun}")
+
+
+def _first(data: Mapping[str, Any], name: str) -> object:
+    return data[name] if name in data else data[f"{name}s"][0]
 
 
 def _iscsi(volume_id: str, data: Mapping[str, Any], initiator: str) -> dict[str, Any]:
     """Return the fields of an iSCSI disk; of several portals QEMU takes one."""
-    portal = data["target_portal"] if "target_portal" in data else data["target_portals"][0]
     reach: dict[str, Any] = {
         "source": _iscsi_name(data),
-        "hosts": (_host_port(str(portal)),),
+        "hosts": (_host_port(_said(_first(data, "target_portal"), "target_portal")),),
         "initiator": initiator,
     }
     if data.get("auth_method"):
-        reach |= {"auth_type": "iscsi", "auth_user": str(data["auth_username"]), "auth_usage": volume_id}
+        user = _said(data["auth_username"], "auth_username")
+        reach |= {"auth_type": "iscsi", "auth_user": user, "auth_usage": volume_id}
     return reach
+
+
+class _Garbled(ValueError):
+    """A field of the connection info is not what it must be; says its name alone."""
+
+
+def _said(value: object, name: str) -> str:
+    """Return a field that must be a text, and one that XML can hold."""
+    if not isinstance(value, str) or not value or _NOT_XML.search(value):
+        raise _Garbled(name)
+    return value
+
+
+def _lun(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool | float) or not re.fullmatch("[0-9]{1,20}", text):
+        raise _Garbled("target_lun")
+    return int(text)
 
 
 def _host_port(portal: str) -> tuple[str, str]:
@@ -294,9 +330,11 @@ def _host_port(portal: str) -> tuple[str, str]:
 
 
 def _rbd(volume_id: str, data: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    hosts = [str(host).removeprefix("[").removesuffix("]") for host in data["hosts"]]
-    ports = [str(port) for port in data.get("ports") or [""] * len(hosts)]
-    reach: dict[str, Any] = {"source": str(data["name"]), "hosts": tuple(zip(hosts, ports, strict=True))}
+    if not isinstance(data["hosts"], list):
+        raise _Garbled("hosts")
+    hosts = [_said(host, "hosts").removeprefix("[").removesuffix("]") for host in data["hosts"]]
+    ports = [_said(str(port), "ports") for port in data["ports"]] if data.get("ports") else [""] * len(hosts)
+    reach: dict[str, Any] = {"source": _said(data["name"], "name"), "hosts": tuple(zip(hosts, ports, strict=True))}
     if not data.get("auth_enabled") and not settings.rbd_secret_uuid:
         return reach
     user = settings.rbd_user or str(data.get("auth_username") or "")
@@ -307,7 +345,11 @@ def _rbd(volume_id: str, data: Mapping[str, Any], settings: Settings) -> dict[st
             resource=f"volume {volume_id}",
             hint="set rbd_user and rbd_secret_uuid in [libvirt]",
         )
-    return reach | {"auth_type": "ceph", "auth_user": user, "auth_uuid": secret}
+    return reach | {
+        "auth_type": "ceph",
+        "auth_user": _said(user, "auth_username"),
+        "auth_uuid": _said(secret, "secret_uuid"),
+    }
 
 
 def _iotune(volume: Volume, qos_specs: Mapping[str, str]) -> dict[str, int]:

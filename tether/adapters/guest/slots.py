@@ -155,11 +155,19 @@ def _model(controller: Controller) -> str:
 
 
 def _number(text: str | None) -> int:
-    """Return an address attribute's number: hexadecimal with 0x for PCI, decimal for drives."""
+    """Return an address attribute's number: hexadecimal with 0x for PCI, decimal for drives.
+
+    Raises:
+        FinalError: it is none, so that nothing can be said about what is free.
+    """
+    digits = (text or "0").lower()
     try:
-        return int(text or "0", 0)
-    except ValueError:
-        return -1
+        return int(digits, 16 if digits.startswith("0x") else 10)
+    except ValueError as error:
+        raise FinalError(
+            f"a device has an address that cannot be read: {digits[:40]!r}",
+            hint="look at the domain's XML with `virsh dumpxml`, and correct the address with `virsh edit`",
+        ) from error
 
 
 def _pci_address(definitions: tuple[Definition, ...], held: tuple[Slot, ...]) -> dict[str, str]:

@@ -20,6 +20,9 @@ MARKS_KEY = "tether"
 #: Nova's namespace has a version at its end (1.0, 1.1, …).
 NOVA_URI = "http://openstack.org/xmlns/libvirt/nova/1."
 
+#: Digits of a controller's index: libvirt's are 32 bits.
+LONGEST_INDEX = 10
+
 _FORBIDDEN = re.compile(r"<!(DOCTYPE|ENTITY)")
 
 ET.register_namespace(MARKS_KEY, MARKS_URI)
@@ -173,7 +176,7 @@ def _controller(element: ET.Element) -> Controller:
     return Controller(
         type=element.get("type", ""),
         model=element.get("model", ""),
-        index=int(index) if index.isdecimal() else -1,
+        index=int(index) if index.isdecimal() and len(index) <= LONGEST_INDEX else -1,
         address=dict(address.attrib) if address is not None else {},
         hotplug=target is None or target.get("hotplug") != "off",
     )
@@ -193,5 +196,15 @@ def _source(source: ET.Element | None, kind: str) -> str:
 
 
 def _text(element: ET.Element) -> str:
-    """Return the element alone as text, without what follows it."""
-    return ET.tostring(element, encoding="unicode").strip()
+    """Return the element alone as text, without what follows it.
+
+    Raises:
+        FinalError: it is nested deeper than libvirt lets a backing chain be (200).
+    """
+    try:
+        return ET.tostring(element, encoding="unicode").strip()
+    except RecursionError as error:
+        raise FinalError(
+            f"the <{element.tag}> XML is nested too deeply to be read",
+            hint="look at the XML with `virsh dumpxml`; libvirt itself ends a backing chain after 200",
+        ) from error

@@ -64,6 +64,7 @@ class Holding:
             empty where it says nothing.
         target: the iSCSI target of a session.
         identity: what a device or a map reports, normalised.
+        in_use: True if a process, a mount, or a map other than its multipath map holds it open.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Holding:
     volume_id: str = ""
     target: str = ""
     identity: str = ""
+    in_use: bool = False
 
 
 @dataclass(frozen=True, slots=True)

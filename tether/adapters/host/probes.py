@@ -140,13 +140,22 @@ class Probes:
     def _openers(self, blocks: set[str]) -> list[str]:
         wanted = {key for block in blocks if (key := _key(self._dev / block))}
         group = os.getpgrp()
-        found: list[str] = []
-        for process in _children(self._proc):
-            if not process.name.isdigit() or _text(process / "comm") in _WATCHERS:
-                continue
-            if any(_key(handle) in wanted for handle in _children(process / "fd")) and _group(process) != group:
-                found.append(f"process {process.name} ({_text(process / 'comm')})")
-        return found
+        return [
+            f"process {process.name} ({_text(process / 'comm')})"
+            for process in self._processes()
+            if any(_key(handle) in wanted for handle in _children(process / "fd")) and _group(process) != group
+        ]
+
+    def _opened(self) -> Iterator[tuple[int, ...]]:
+        """Yield what is open anywhere, the watchers of devices aside: one walk for many devices."""
+        for process in self._processes():
+            for handle in _children(process / "fd"):
+                if key := _key(handle):
+                    yield key
+
+    def _processes(self) -> list[Path]:
+        processes = [process for process in _children(self._proc) if process.name.isdigit()]
+        return [process for process in processes if _text(process / "comm") not in _WATCHERS]
 
     # what is left of a connection
 
@@ -173,19 +182,31 @@ class Probes:
 
     def holdings(self) -> Iterator[Holding]:
         """Yield every iSCSI session with its disks, every multipath map, and every dm-crypt mapping of tether's."""
+        opened = set(self._opened())
         for session in _children(self._sys / "class/iscsi_session"):
             target = _text(session / "targetname")
             named = _UUID.search(target)
             volume_id = named[0] if named else ""
             yield Holding("session", session.name, volume_id, target)
             for _lun, disk in self._luns(session):
-                yield Holding("device", str(self._dev / disk), volume_id, target, self._identity(disk))
+                in_use = self._in_use(disk, opened)
+                yield Holding("device", str(self._dev / disk), volume_id, target, self._identity(disk), in_use)
         prefix = mapping_name("")
-        for _block, name, uuid in self.maps():
+        for block, name, uuid in self.maps():
             if uuid.startswith("mpath-"):
-                yield Holding("map", name, identity=wwid.normalise(uuid.removeprefix("mpath-")))
+                identity = wwid.normalise(uuid.removeprefix("mpath-"))
+                yield Holding("map", name, identity=identity, in_use=self._in_use(block, opened))
             elif uuid.startswith("CRYPT-") and name.startswith(prefix):
-                yield Holding("crypt", name, name.removeprefix(prefix))
+                yield Holding("crypt", name, name.removeprefix(prefix), in_use=self._in_use(block, opened))
+
+    def _in_use(self, block: str, opened: set[tuple[int, ...]]) -> bool:
+        """Return True if anything but its own multipath map is on top of a device, or has it open."""
+        own = {block, *(over for over in self.holders(block) if self._is_multipath(over))}
+        over = {holder for layer in own for holder in self.holders(layer)} - own
+        return bool(over or self._mounts(own) or any(_key(self._dev / layer) in opened for layer in own))
+
+    def _is_multipath(self, block: str) -> bool:
+        return _text(self._blocks / block / "dm/uuid").startswith("mpath-")
 
     def disks(self, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return the disks of a connection, by what it is addressed by and not by what they report."""

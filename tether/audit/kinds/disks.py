@@ -72,8 +72,7 @@ def _real_source(survey: Survey, disk: Disk) -> str:
     """Return what a disk opens, with tether's link followed; empty for what several may open: CDs, read-only disks."""
     if disk.device != "disk" or disk.readonly:
         return ""
-    device = next((item for item in survey.devices if item.link == disk.source), None)
-    return device.path if device is not None else disk.source
+    return survey.real_paths.get(disk.source, disk.source)
 
 
 def serial_mismatch(survey: Survey) -> Iterator[Drift]:

@@ -119,7 +119,7 @@ def unused(survey: Survey) -> Iterator[Drift]:
     if survey.ledger is None or survey.machine is None or not survey.sees_all_guests:
         return  # then a mapping of this host, or a guest, may be using it
     for volume_id, items in survey.holdings_of.items():
-        if volume_id in survey.used or any(_opened(survey, item.name) for item in items):
+        if volume_id in survey.used or any(item.in_use or item.name in survey.used for item in items):
             continue
         ours = volume_id in survey.ledger.connections
         named = any(item.kind in {"link", "crypt"} for item in items)
@@ -135,10 +135,6 @@ def unused(survey: Survey) -> Iterator[Drift]:
                 about=item.name,
                 safe=REPAIR if owner is not Owner.FOREIGN else LOOKS[item.kind],
             )
-
-
-def _opened(survey: Survey, path: str) -> bool:
-    return path in survey.used
 
 
 def unused_secret(survey: Survey) -> Iterator[Drift]:

@@ -12,13 +12,24 @@ import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from tests.live.world.layout import World
+from typing import Any, Protocol
 
 Row = dict[str, Any]
 LEDGER_TABLE = "tether_mappings"
 METADATA_MARK = "tether"  # in the namespace of the job marks that tether leaves in a domain's metadata
+
+
+class Places(Protocol):
+    """What the judge must know of a live world: the databases, libvirt, and the environment for tgtadm."""
+
+    @property
+    def cinder_database(self) -> Path: ...
+    @property
+    def ledger(self) -> Path: ...
+    @property
+    def libvirt_uri(self) -> str: ...
+    @property
+    def environment(self) -> dict[str, str]: ...
 
 
 class Judge:
@@ -28,7 +39,7 @@ class Judge:
         world: where.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Places) -> None:
         self.world = world
 
     def snapshot(self, volume_id: str | None = None) -> Row:

@@ -1,0 +1,281 @@
+"""Small worlds for the matrix, and commands in processes of their own, forked with the imports done."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tether import faults
+from tether.matrix import judge
+from tether.matrix.journeys import Variant
+from tether.persistence import owner
+
+#: Runs one command line and returns its exit code.
+Program = Callable[[list[str]], int]
+
+#: What a command will import is imported before the forks.
+IMPORTS = (
+    "cinderclient.v3.client",
+    "cinderclient.contrib.noauth",
+    "cliff.formatters.table",
+    "keystoneauth1.session",
+    "oslo_config.cfg",
+    "taskflow.engines.action_engine.engine",
+    "tether.persistence.migrations",
+    "tether.runner.jobs",
+    "tether.runner.requests",
+    "tether.runner.world",
+    "tether.sim.cinder.transport",
+    "tether.sim.world",
+)
+
+#: Waits in proportion to a world that answers in milliseconds.
+PACE = """
+[DEFAULT]
+run_dir = /run/tether-matrix
+data_path = {data_path}
+lease_ttl = {lease_ttl}
+[cinder]
+rpc_response_timeout = 0.3
+settle_margin = 0.1
+[libvirt]
+libvirt_settle = 0.15
+[host]
+host_settle = 0.15
+"""
+#: Seconds: of a lease, and of one that shall lapse soon.
+LEASE, SHORT_LEASE = 30.0, 0.4
+#: Seconds after which a command that has not ended never will.
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one command ended.
+
+    Args:
+        code: the exit code; 137 if it was killed; None if it was stopped and is still there.
+        passed: the points that it passed, in order.
+    """
+
+    code: int | None
+    said: str
+    passed: tuple[str, ...]
+
+
+class Bench:
+    """The worlds that cases begin with, made once.
+
+    Args:
+        directory: where they are; private to this run.
+        program: tether's own.
+    """
+
+    def __init__(self, directory: Path, program: Program) -> None:
+        self.directory = directory
+        self.program = program
+        for name in IMPORTS:
+            importlib.import_module(name)
+
+    def start(self, kind: str, variant: Variant) -> Path:
+        """Return the world of this kind; it is copied, never changed."""
+        place = self.directory / f"{kind}-{variant.name or 'plain'}"
+        if place.exists():
+            return place
+        before = {"bare": "", "fresh": "bare", "attached": "fresh", "used": "attached", "keyless": "attached"}[kind]
+        making = self.directory / f"making-{kind}-{variant.name}-{os.getpid()}"
+        if before:
+            shutil.copytree(self.start(before, variant), making)
+        world = World(self, making, variant)
+        command = {"bare": ("sim", "create", str(making)), "fresh": ("job", "list"), "attached": variant.attach}
+        if kind == "keyless":
+            (making / "keys").unlink()
+        else:
+            done = world.run(command.get(kind, variant.detach))
+            if done.code != 0:
+                raise RuntimeError(f"no world to begin with: {done.said}")
+        with contextlib.suppress(OSError):  # another process was quicker
+            making.rename(place)
+        shutil.rmtree(making, ignore_errors=True)
+        return place
+
+    def world(self, name: str, kind: str, variant: Variant) -> World:
+        """Return a new world like that one."""
+        place = self.directory / name
+        shutil.copytree(self.start(kind, variant), place)
+        return World(self, place, variant)
+
+    def books(self, kind: str, variant: Variant) -> dict[str, Any]:
+        """Return the books of the world that cases begin with."""
+        return World(self, self.start(kind, variant), variant).books()
+
+
+class World:
+    """One embedded world, and commands in it."""
+
+    def __init__(self, bench: Bench, directory: Path, variant: Variant) -> None:
+        self.bench = bench
+        self.directory = directory
+        self.variant = variant
+        self.lease = LEASE
+        self.away = False
+        self._runs = 0
+
+    @property
+    def ledger(self) -> Path:
+        """Tether's database, which may not be there yet."""
+        return self.directory / "tether.sqlite"
+
+    def books(self) -> dict[str, Any]:
+        """Return the five books, as they can be compared."""
+        return judge.comparable(self.directory)
+
+    def danger(self) -> list[str]:
+        """Return what must be true at no moment."""
+        return judge.danger(judge.snapshot(self.directory))
+
+    def is_residue(self, line: str, end: str) -> bool:
+        """Return True for a difference that is known to stay: the legacy dialect's export, and a pending unplug.
+
+        Args:
+            end: how the job ended.
+        """
+        if self.variant.dialect == "legacy" and self._is_export(line):
+            return True
+        was, _, now = line.partition(" -> ")
+        marks = (", 1]", ", 0]"), ("'pending_unplug': 1", "'pending_unplug': 0")
+        return end == "rolled-back" and any(was.endswith(now.replace(*mark)) for mark in marks)
+
+    def _is_export(self, line: str) -> bool:
+        return line.endswith("exported: False -> True")
+
+    def options(self, config: Path, words: Sequence[str]) -> list[str]:
+        """Return the global options of a command; ``config`` is a file to be written for it."""
+        config.write_text(PACE.format(data_path=self.variant.data_path, lease_ttl=self.lease))
+        world = [] if words[:2] == ("sim", "create") else ["--sim", str(self.directory)]
+        return ["--config-file", str(config), *world]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command's environment has in addition."""
+        return {}
+
+    def run(self, words: Sequence[str], armed: Sequence[str] = ()) -> Outcome:
+        """Run a command to its end.
+
+        Args:
+            armed: faults, as ``--fault`` has them.
+        """
+        return self.wait(self.begin(words, armed))
+
+    def begin(self, words: Sequence[str], armed: Sequence[str] = ()) -> Child:
+        """Start a command."""
+        self._runs += 1
+        said, passed = (self.directory.parent / f"{self.directory.name}.{self._runs}.{each}" for each in ("said", "at"))
+        options = self.options(self.directory.parent / f"{self.directory.name}.{self._runs}.conf", words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._be(said, passed, armed, [*options, *words])
+        return Child(pid, said, passed)
+
+    def _be(self, said: Path, passed: Path, armed: Sequence[str], words: list[str]) -> None:
+        """Be the command; never returns."""
+        code: int | None = 70
+        try:
+            handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+            if self.away:  # as a runner of a host that nobody here can look into
+                place = ("elsewhere", "elsewhere", "b", "pid:[1]")
+                owner._machine = lambda: place  # type: ignore[assignment]  # noqa: SLF001 - a cached fact
+            os.environ.update(self.environment)
+            faults.disarm()
+            for spec in armed:
+                faults.arm(spec)
+            tell = os.open(passed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            faults.record(lambda name: os.write(tell, f"{name}\n".encode()))
+            code = self.bench.program(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:  # noqa: BLE001 - the end of a child
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(70 if code is None else code)
+
+    def wait(self, child: Child) -> Outcome:
+        """Wait until a command has ended; end it if it does not."""
+        handle = os.pidfd_open(child.pid)
+        try:
+            if not select.select([handle], [], [], PATIENCE)[0]:
+                os.kill(child.pid, signal.SIGKILL)
+                with child.said.open("a") as stream:
+                    stream.write(f"matrix: it did not end within {PATIENCE:.0f} s\n")
+        finally:
+            os.close(handle)
+        return child.ended(os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]))
+
+    def wait_stopped(self, child: Child) -> Outcome | None:
+        """Wait until a command has stopped itself; return how it ended if it did that instead."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            pid, status = os.waitpid(child.pid, os.WUNTRACED | os.WNOHANG)
+            if pid and os.WIFSTOPPED(status):
+                return None
+            if pid:
+                return child.ended(os.waitstatus_to_exitcode(status))
+            if time.monotonic() > deadline:
+                os.kill(child.pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def settle(self) -> None:
+        """Let everything happen that was to happen late."""
+        due = [0.0]
+        for path in self.directory.glob("**/*.json"):
+            book = json.loads(path.read_text())
+            for key in ("late", "pending"):
+                found = book.get(key) or []
+                calls = found if isinstance(found, list) else list(found.values())
+                due += [
+                    call[when] for call in calls if isinstance(call, dict) for when in ("due", "at") if when in call
+                ]
+        if len(due) > 1:
+            time.sleep(max(0.0, max(due) - time.time()) + 0.01)
+            self.run(("mapping", "show", self.variant.volume, self.variant.server))
+
+    def remove(self) -> None:
+        """Delete the world with all that its commands have left."""
+        shutil.rmtree(self.directory)
+        for path in self.directory.parent.glob(f"{self.directory.name}.*"):
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class Child:
+    """A command under way."""
+
+    pid: int
+    said: Path
+    passed: Path
+
+    def ended(self, code: int) -> Outcome:
+        """Return the outcome for an exit code; negative for a signal."""
+        passed = self.passed.read_text().split() if self.passed.exists() else []
+        said = self.said.read_text() if self.said.exists() else ""
+        return Outcome(128 - code if code < 0 else code, said, tuple(passed))

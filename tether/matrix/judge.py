@@ -1,0 +1,133 @@
+"""The judge of the embedded world: reads its files, and imports nothing of tether.
+
+What decides whether the books agree after a fault is not the code that was broken.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import xml.etree.ElementTree as ET
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+MARKS = "{https://tether.dev/xmlns/1}"
+
+
+def snapshot(world: Path) -> dict[str, Any]:
+    """Return the five books of a world as one comparable value.
+
+    Ids that differ from run to run (attachments, jobs, owner marks) are replaced by what they stand for. Left out:
+    job history, times, soft-deleted rows, Cinder's admin metadata.
+    """
+    return {
+        "cinder": _cinder(_json(world / "cinder.json")),
+        "ledger": _ledger(world / "tether.sqlite"),
+        "host": _host(_json(world / "host.json")),
+        "guests": {path.name: _guest(path) for path in sorted((world / "guests").iterdir()) if path.is_dir()},
+        "secrets": sorted(_json(world / "guests" / "secrets.json").get("secrets", {})),
+    }
+
+
+def comparable(world: Path) -> dict[str, Any]:
+    """Return the five books without what differs between equal worlds: their place, and their random CHAP names."""
+    text = json.dumps(snapshot(world), sort_keys=True).replace(str(world), "WORLD")
+    return dict(json.loads(re.sub(r'username=\\"\w+\\"', "username", text)))
+
+
+def danger(books: dict[str, Any]) -> list[str]:
+    """Return what must be true at no moment, a line each: a path that was cut below one who may still use it.
+
+    Args:
+        books: a snapshot.
+    """
+    lines = []
+    texts = json.dumps(books["guests"])
+    links = books["host"]["links"]
+    for name, volume in books["cinder"].items():
+        used = volume["id"] in texts
+        if used and volume["status"] == "available":
+            lines.append(f"a guest has {name}, and Cinder calls it available")
+        if used and not volume["exported"]:
+            lines.append(f"a guest has {name}, which is not exported")
+        if volume["id"] in links and not volume["exported"]:
+            lines.append(f"this host has a device of {name}, which is not exported")
+    return lines
+
+
+def diff(before: Any, after: Any, where: str = "") -> list[str]:
+    """Return how two snapshots differ, a line each; empty if they are equal."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            line
+            for key in sorted({*before, *after})
+            for line in diff(before.get(key), after.get(key), f"{where}/{key}")
+        ]
+    return [] if before == after else [f"{where}: {before!r} -> {after!r}"]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _cinder(book: dict[str, Any]) -> dict[str, Any]:
+    volumes: dict[str, Any] = {}
+    for volume in book["volumes"].values():
+        rows = [
+            row
+            for row in book.get("attachments", {}).values()
+            if row["volume_id"] == volume["id"] and not row.get("deleted")
+        ]
+        volumes[volume["name"]] = {
+            "id": volume["id"],
+            "status": volume["status"],
+            "attach_status": volume["attach_status"],
+            "attachments": sorted(f"{row['attach_status']} {bool(row['instance_uuid'])}" for row in rows),
+            "exported": volume["id"] in book.get("exports", {}),
+        }
+    return volumes
+
+
+def _ledger(path: Path) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"mappings": [], "connections": [], "leases": []}
+    if not path.exists():
+        return nothing
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'tether_mappings'").fetchall():
+            return nothing
+        columns = "volume_id, server_id, state, target, bus, address, mode, dialect, data_path, pending_unplug"
+        return {
+            "mappings": connection.execute(f"SELECT {columns} FROM tether_mappings ORDER BY 1, 2").fetchall(),
+            "connections": connection.execute(
+                "SELECT machine_id, volume_id, identity, path FROM tether_connections ORDER BY 1, 2"
+            ).fetchall(),
+            "leases": connection.execute("SELECT name FROM tether_leases").fetchall(),
+        }
+
+
+def _host(book: dict[str, Any]) -> dict[str, Any]:
+    return {name: book.get(name, {}) for name in ("devices", "links", "crypt")}
+
+
+def _guest(path: Path) -> dict[str, Any]:
+    return {
+        "live": _definition(path / "live.xml"),
+        "persistent": _definition(path / "persistent.xml"),
+        "pending": _json(path / "state.json").get("pending", {}),
+    }
+
+
+def _definition(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    root = ET.parse(path).getroot()
+    return {
+        "disks": [
+            ET.canonicalize(ET.tostring(disk, encoding="unicode"), strip_text=True)
+            for disk in root.iterfind("devices/disk")
+        ],
+        "controllers": [sorted(item.attrib.items()) for item in root.iterfind("devices/controller")],
+        "marks": sorted(item.get("id", "") for item in root.iter(f"{MARKS}volume")),
+    }

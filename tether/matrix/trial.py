@@ -1,0 +1,225 @@
+"""One case: a fault at one point, the recovery, and the verdict."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tether.matrix import judge
+from tether.matrix.bench import SHORT_LEASE, Bench, Child, Outcome, World
+from tether.matrix.journeys import ABORT, RESUME, Journey
+
+#: How the newest job may end.
+ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
+CONFLICT = 2
+#: The legacy dialect's reserve has no owner, so that after some faults nothing can tell whose the volume's status is:
+#: these words are in what such a job says then.
+NOBODYS = ("cannot be known", "cannot be told")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the matrix.
+
+    Args:
+        journey: its name.
+        fault: ``POINT=ACTION``.
+        second: a fault in the recovery from the first; empty for none.
+    """
+
+    journey: str
+    fault: str
+    second: str = ""
+
+    @property
+    def name(self) -> str:
+        """The case's name, of which there is one."""
+        return " ".join(filter(None, (self.journey, self.fault, self.second and f"then {self.second}")))
+
+    @property
+    def points(self) -> list[str]:
+        """The points of its faults, in order."""
+        return [each.partition("=")[0] for each in (self.fault, self.second) if each]
+
+
+@dataclass
+class Verdict:
+    """What came of a case.
+
+    Args:
+        end: the job's state, ``nothing`` if there is none, or ``repeated`` for a command that has no job.
+        violations: what is wrong, a line each; empty if nothing is.
+        resumes: how many commands it took after the broken one.
+        recovery: the points that the recovery passed.
+        log: what each command said.
+    """
+
+    case: str
+    end: str = ""
+    violations: list[str] = field(default_factory=list)
+    resumes: int = 0
+    seconds: float = 0.0
+    recovery: list[str] = field(default_factory=list)
+    log: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        return asdict(self)
+
+
+class Trial:
+    """One case in a world of its own."""
+
+    def __init__(self, bench: Bench, journey: Journey, case: Case) -> None:
+        self.bench = bench
+        self.journey = journey
+        self.case = case
+        self.verdict = Verdict(case.name)
+        self.world: World
+
+    def run(self) -> Verdict:
+        """Break, recover, judge."""
+        begun = time.monotonic()
+        self.world = self.bench.world(f"case-{os.getpid()}", self.journey.start, self.journey.variant)
+        self._begun = time.time()
+        try:
+            self._break()
+            self._judge()
+        finally:
+            self.world.remove()
+        self.verdict.seconds = round(time.monotonic() - begun, 3)
+        return self.verdict
+
+    # -- the fault, and the recovery -------------------------------------------------------------------------
+
+    def _break(self) -> None:
+        point, _, action = self.case.fault.partition("=")
+        if action == "stop":
+            self.world.lease, self.world.away = SHORT_LEASE, True
+        for command in self.journey.before:
+            done = self._say(command.words, command.faults, self.world.run(command.words, command.faults))
+            if done.code != command.ends:
+                self._wrong(f"it did not begin as it should: {' '.join(command.words)} ended with {done.code}")
+                return
+        broken = self.journey.broken
+        armed = (*broken.faults, self.case.fault)
+        child = self.world.begin(broken.words, armed)
+        stopped = action == "stop"
+        done = self._stopped(child) if stopped else self.world.wait(child)
+        self._say(broken.words, armed, done)
+        if point not in done.passed:
+            self._wrong(f"{point} was not passed")
+        self._look()
+        if stopped and done.code is None:
+            time.sleep(SHORT_LEASE)
+        self.world.away = False
+        if self.case.second:
+            self._recover(self.case.second, fenced=stopped)
+            self._look()
+        self._recover(fenced=stopped)
+        if stopped and done.code is None:
+            os.kill(child.pid, signal.SIGCONT)
+            self._say(broken.words, ("woken",), self.world.wait(child))
+
+    def _stopped(self, child: Child) -> Outcome:
+        done = self.world.wait_stopped(child)
+        return done or Outcome(None, "", tuple(child.passed.read_text().split()))
+
+    def _recover(self, second: str = "", *, fenced: bool = False) -> None:
+        """Bring what is open to its end, by one command."""
+        armed = (second,) if second else ()
+        words = self.journey.broken.words
+        if self.journey.about_job:
+            state, code = self._job()
+            if state in ENDS:
+                self._fits(state, code)
+            if state in ENDS and state != "blocked":
+                return
+            if state != "nothing":
+                words = (*self.journey.recovery, *(("--fenced",) if fenced else ()))
+                done = self.world.run(words, armed)
+                if done.code == CONFLICT and self.journey.recovery == ABORT:  # past its pivot
+                    self._say(words, armed, done)
+                    words = RESUME
+                    done = self.world.run(words, armed)
+            else:
+                done = self.world.run(words, armed)
+        else:
+            done = self.world.run(words, armed)
+        self.verdict.resumes += 1
+        self.verdict.recovery += done.passed
+        self._say(words, armed, done)
+        if not second and done.code not in ((0, 3, 4) if self.journey.about_job else (0,)):
+            self._wrong(f"the recovery ended with {done.code}")
+
+    def _job(self) -> tuple[str, int | None]:
+        """Return state and exit code of the job; of two, since one was stopped before it had its own, the done one."""
+        path = self.world.ledger
+        if not path.exists():
+            return "nothing", None
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+            if not database.execute("SELECT name FROM sqlite_master WHERE name = 'tether_jobs'").fetchall():
+                return "nothing", None
+            kind = self.journey.flow.partition("-")[0].rpartition(" ")[2]
+            rows = database.execute(
+                "SELECT state, exit_code FROM tether_jobs WHERE kind = ? AND created_at >= ?"
+                " ORDER BY exit_code = 0, created_at",
+                (kind, self._begun),
+            ).fetchall()
+        return (str(rows[-1][0]), rows[-1][1]) if rows else ("nothing", None)
+
+    def _fits(self, state: str, code: int | None) -> None:
+        if code != ENDS[state]:
+            self._wrong(f"a job that is {state} has exit code {code}")
+
+    # -- the verdict -----------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """See that at this moment nothing is cut off below one who may use it."""
+        self.verdict.violations += self.world.danger()
+
+    def _judge(self) -> None:
+        self.world.settle()
+        self._look()
+        if not self.journey.about_job:
+            self.verdict.end = "repeated"
+            self._compare(self._repeated())
+            return
+        state, code = self._job()
+        self.verdict.end = state
+        if state not in (*ENDS, "nothing"):
+            self._wrong(f"the job is {state}")
+        elif state == "blocked":
+            if not (self.journey.variant.dialect == "legacy" and any(each in self.verdict.log for each in NOBODYS)):
+                self._wrong("it is blocked, although everything answers")
+        else:
+            if state != "nothing":
+                self._fits(state, code)
+            self._compare({"attached": "attached", "detached": "fresh"}.get(state, self.journey.start))
+
+    def _repeated(self) -> str:
+        """Return what world a command without a job must have left."""
+        return {"bare": "fresh", "used": "fresh", "keyless": "attached"}.get(self.journey.start, self.journey.start)
+
+    def _compare(self, kind: str) -> None:
+        """Hold the books against those of a world in which nothing went wrong."""
+        variant = self.journey.variant
+        expected = self.bench.books("fresh" if kind == "bare" else kind, variant)
+        found = self.world.books()
+        self.verdict.violations += [
+            line for line in judge.diff(expected, found) if not self.world.is_residue(line, self.verdict.end)
+        ]
+
+    def _wrong(self, text: str) -> None:
+        self.verdict.violations.append(text)
+
+    def _say(self, words: Sequence[str], armed: Sequence[str], done: Outcome) -> Outcome:
+        with_faults = "".join(f" --fault {each}" for each in armed)
+        self.verdict.log += f"$ tether{with_faults} {' '.join(words)}\n{done.said}[exit code {done.code}]\n"
+        return done
