@@ -9,6 +9,7 @@ import pytest
 
 import tether.tasks.adopt
 import tether.tasks.guest
+import tether.tasks.half
 import tether.tasks.host
 import tether.tasks.legacy
 import tether.tasks.mapping
@@ -23,6 +24,7 @@ from tether.tasks.step import Step
 ROOMS = (
     tether.tasks.adopt,
     tether.tasks.guest,
+    tether.tasks.half,
     tether.tasks.host,
     tether.tasks.legacy,
     tether.tasks.mapping,

@@ -9,7 +9,7 @@ from taskflow.patterns import graph_flow
 from tether.flows.attach import link
 from tether.flows.detach import release_steps
 from tether.persistence.ledger import Params
-from tether.tasks import mapping, release, repair, volume
+from tether.tasks import half, mapping, release, repair, volume
 from tether.tasks.step import Step
 
 Steps = list[type[Step]]
@@ -58,7 +58,7 @@ def attach_steps(params: Params) -> Steps:
 
 def define_steps(_params: Params) -> Steps:
     """Return the steps that put the missing half of a disk back: check-half, plug-half."""
-    return [repair.CheckHalf, repair.PlugHalf]
+    return [half.CheckHalf, half.PlugHalf]
 
 
 def complete_steps(_params: Params) -> Steps:

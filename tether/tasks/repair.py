@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 from tether.adapters.cinder.model import Connection, Volume
 from tether.adapters.guest.disk import chap_secret, sources_of
-from tether.adapters.guest.model import Disk, Power, Scope, SecretUse, Server, Unplugged
+from tether.adapters.guest.model import Disk, Scope, SecretUse, Server
 from tether.adapters.host.model import Device
-from tether.errors import FinalError, NotFound, OperatorNeeded, UncertainError
+from tether.errors import FinalError, NotFound, UncertainError
 from tether.persistence.ledger import MappingRow
-from tether.tasks.guest import Elements, put_back
 from tether.tasks.host import mismatch, record_device
-from tether.tasks.mapping import check_server
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 from tether.tasks.volume import Export, export
@@ -49,14 +47,19 @@ def not_repaired(run: Run, why: str) -> FinalError:
     )
 
 
-def _row(run: Run) -> MappingRow:
+def attached_row(run: Run) -> MappingRow:
+    """Return the mapping, which is attached.
+
+    Raises:
+        FinalError: it is not.
+    """
     row = run.tools.ledger.mapping(run.job.volume_id, run.job.server_id)
     if row is None or row.state != "attached":
         raise not_repaired(run, "the ledger no longer has it attached")
     return row
 
 
-def _disks(run: Run, server: Server) -> dict[Scope, Disk]:
+def own_disks(run: Run, server: Server) -> dict[Scope, Disk]:
     """Return our disk in each definition that has it."""
     definitions = {scope: server.definition(scope) for scope in Scope}
     found = {}
@@ -68,7 +71,7 @@ def _disks(run: Run, server: Server) -> dict[Scope, Disk]:
 
 
 def _former(run: Run) -> Former:
-    row = _row(run)
+    row = attached_row(run)
     present = row.data_path == "host" and run.tools.host.find(row.volume_id) is not None
     return Former(row.job_id, row.attachment_id, row.owner_mark, present)
 
@@ -98,7 +101,7 @@ class CheckReachable(Step):
     def act(self, connector: dict[str, object]) -> Former:
         former = _former(self.run)
         volume_id = self.job.volume_id
-        disks = _disks(self.run, self.run.see_server())
+        disks = own_disks(self.run, self.run.see_server())
         if not disks:
             raise not_repaired(self.run, f"server {self.job.server_name} has no disk of it")
         try:
@@ -129,7 +132,7 @@ class CheckLost(Step):
 
     def act(self, volume: Volume) -> Former:
         former = _former(self.run)
-        if not _disks(self.run, self.run.see_server()):
+        if not own_disks(self.run, self.run.see_server()):
             raise not_repaired(self.run, f"server {self.job.server_name} has no disk of it")
         rows = self.tools.cinder.list_attachments(volume.id)
         if volume.status != "available" or rows:
@@ -276,7 +279,7 @@ class VerifySame(Step):
 
     def act(self, attachment_id: str, connector: dict[str, object], export: Export) -> None:
         connection = self.run.connection(attachment_id, connector)
-        for disk in _disks(self.run, self.run.see_server()).values():
+        for disk in own_disks(self.run, self.run.see_server()).values():
             if self.job.params.data_path == "network":
                 same = disk.source in sources_of(connection)
             else:
@@ -375,10 +378,10 @@ class CheckStatus(Step):
     gives = "attachment_id"
 
     def act(self) -> str:
-        mapping = _row(self.run)
+        mapping = attached_row(self.run)
         server = self.run.see_server()
         wanted = [scope for scope in Scope if server.definition(scope) is not None]
-        if set(_disks(self.run, server)) != set(wanted):
+        if set(own_disks(self.run, server)) != set(wanted):
             raise not_repaired(self.run, f"server {server.name} has not the disk in all its definitions")
         self.run.see_volume()
         rows = self.tools.cinder.list_attachments(self.job.volume_id)
@@ -419,83 +422,3 @@ class SettleStatus(Step):
 
     def _status(self) -> str:
         return self.tools.cinder.show_volume(self.job.volume_id).status
-
-
-@dataclass(frozen=True)
-class Half:
-    """The half of a disk that is there; no secret in it."""
-
-    missing: str
-    element: str
-    job: str
-
-
-class CheckHalf(Step):
-    """See that one of the server's two definitions has our disk, and the other has nothing in its place.
-
-    Effect: none. Key: none. Compensation: none.
-    Uncertain: a read fails; nothing has happened yet.
-    Crash windows: none.
-    """
-
-    code = "check-half/1"
-    gives = "half"
-
-    def act(self) -> Half:
-        mapping = _row(self.run)
-        server = self.run.see_server()
-        check_server(server)
-        disks = _disks(self.run, server)
-        missing = [scope for scope in Scope if server.definition(scope) is not None and scope not in disks]
-        if len(disks) != 1 or len(missing) != 1:
-            raise not_repaired(self.run, f"server {server.name} has no half of it")
-        (there,) = disks.values()
-        other = server.definition(missing[0])
-        if there.target != mapping.target or (other is not None and other.holds(self.job.volume_id)):
-            raise not_repaired(self.run, f"it is not the {mapping.target} that the ledger has")
-        if missing[0] is Scope.LIVE and mapping.data_path == "host" and self._has_no_device(there):
-            raise not_repaired(self.run, "this host has no device of it")
-        return Half(str(missing[0]), there.xml, mapping.job_id)
-
-    def _has_no_device(self, disk: Disk) -> bool:
-        return disk.source_type != "network" and self.tools.host.find(self.job.volume_id) is None
-
-
-class PlugHalf(Step):
-    """Put the missing half of a disk back, as the other half has it: the pivot.
-
-    Effect: tether's mark, then ``<disk>`` (attachDeviceFlags). Key: the volume's disk. May be repeated.
-    Compensation: unplug it again, and take the mark out; a guest that does not let go blocks the job.
-    Uncertain: timeout, connection lost: repeat; each try reads the XML first.
-    Crash windows: before the mark; between mark and disk; after the disk.
-    """
-
-    code = "plug-half/1"
-    book = "guest"
-    repeatable = True
-
-    def act(self, half: Half) -> None:
-        elements = Elements(persistent=half.element, live=half.element, job=half.job)
-        put_back(self.run, Scope(half.missing), elements)
-        if half.missing == Scope.LIVE:
-            self.run.pivoted = True
-            # What was asked of the disk that has left is over with it.
-            self.tools.ledger.update_mapping(self.job.volume_id, self.job.server_id, pending_unplug=False)
-
-    def undo(self, half: Half) -> None:
-        scope = Scope(half.missing)
-        with self.run.server_lease():
-            server = self.run.see_server()
-            definition = server.definition(scope)
-            if definition is None:
-                return
-            disk = definition.disk(self.job.volume_id)
-            answer = Unplugged.REMOVED if disk is None else self.tools.guest.unplug(server.uuid, scope, disk.handle)
-            if answer is not Unplugged.REMOVED:
-                raise OperatorNeeded(
-                    f"server {server.name} does not let volume {self.job.volume_name} go ({answer})",
-                    resource=f"server {server.uuid}",
-                    hint=("resume the guest" if server.power is Power.PAUSED else "see why the guest holds the disk")
-                    + f", then: tether job resume {self.job.id}",
-                )
-            self.tools.guest.unmark(server.uuid, scope, self.job.volume_id)
