@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -216,6 +217,30 @@ class GuestContract:
         shown = guest.show_server(server)
         assert not shown.live.marks
         assert not shown.persistent.marks
+
+    def test_a_disk_without_an_alias_is_marked_found_and_unplugged(self, guest, server, new_disk):
+        """As another tool plugs it: libvirt names a running disk by itself, and one that is only defined not at all."""
+        spec = new_disk(server)
+        before = guest.show_server(server)
+        element = re.sub(r"<(alias|serial)[^>]*?(/>|>.*?</serial>)", "", render(spec))
+        for scope in BOTH:
+            guest.plug(server, scope, element)
+            assert guest.show_server(server).definition(scope).disk(spec.volume_id) is None
+            (disk,) = [d for d in guest.show_server(server).definition(scope).disks if d.target == spec.slot.target]
+            guest.mark(server, scope, spec.volume_id, "job-1", disk)
+            guest.mark(server, scope, "volume-2", "job-2")
+            definition = guest.show_server(server).definition(scope)
+            assert definition.disk(spec.volume_id) == disk
+            assert definition.marks == {spec.volume_id: "job-1", "volume-2": "job-2"}
+            guest.unmark(server, scope, "volume-2")
+            assert guest.show_server(server).definition(scope).disk(spec.volume_id) == disk
+        for scope in BOTH:
+            handle = guest.show_server(server).definition(scope).disk(spec.volume_id).handle
+            assert guest.unplug(server, scope, handle) is Unplugged.REMOVED
+            guest.unmark(server, scope, spec.volume_id)
+        gone = guest.show_server(server)
+        assert [targets(gone, scope) for scope in BOTH] == [targets(before, scope) for scope in BOTH]
+        assert not gone.live.marks
 
     def test_a_stopped_server_has_no_live_mark(self, guest, stopped):
         guest.unmark(stopped, Scope.LIVE, "volume-1")

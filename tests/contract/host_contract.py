@@ -85,6 +85,42 @@ class HostContract:
         assert device.link in left
         assert "session" in left
 
+    def test_a_device_is_known_by_where_its_connection_leads(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        other_id, other = exported()
+        assert host.device_at(volume_id, "/dev/null", connection) is None
+        device = host.connect(volume_id, connection)
+        host.connect(other_id, other)
+        for path in (device.path, device.link):
+            assert host.device_at(volume_id, path, connection) == device
+        assert host.device_at(other_id, device.path, other) is None
+
+    def test_the_link_alone_comes_and_goes(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        device = host.connect(volume_id, connection)
+        for _ in range(2):
+            host.unlink(volume_id)
+            assert host.find(volume_id) is None
+        assert host.device_at(volume_id, device.link, connection) is None
+        assert host.device_at(volume_id, device.path, connection) == device
+        for _ in range(2):
+            assert host.link(volume_id, device.path) == device
+        assert host.find(volume_id) == device
+        host.disconnect(volume_id, connection)
+        assert host.residue(volume_id, connection) == []
+
+    def test_the_link_leads_through_dm_crypt(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        plain = host.connect(volume_id, connection)
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        found = host.device_at(volume_id, opened.path, connection)
+        assert found is not None
+        assert found.path == plain.path
+        host.unlink(volume_id)
+        assert host.link(volume_id, plain.path).path == opened.path
+        host.close_encryption(volume_id)
+        host.disconnect(volume_id, connection)
+
     def test_disconnect_leaves_nothing(self, host: Host, exported: Exported) -> None:
         volume_id, connection = exported()
         host.connect(volume_id, connection)

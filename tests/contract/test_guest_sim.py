@@ -168,6 +168,7 @@ class TestDomains:
             "guest2": Power.RUNNING,
             "stopped1": Power.SHUTOFF,
             "paused1": Power.PAUSED,
+            "nova1": Power.RUNNING,
         }
 
     def test_a_managed_save_brings_its_own_disks_back(self, guest, server, new_disk):

@@ -33,13 +33,22 @@ def test_the_storage_has_neither_locks_nor_retries() -> None:
         assert getattr(StepStorage, name) is getattr(Storage, name).__wrapped__
 
 
+READS = {"read-volume", "read-server", "read-connector"}
+BESIDE = {
+    "attach": READS,
+    "adopt": READS,
+    "repair-connect": {"read-volume", "read-connector"},
+    "repair-attach": {"read-connector", "read-attachment"},
+}
+
+
 @pytest.mark.parametrize("kind", sorted(CURRENT))
 def test_only_steps_that_can_be_under_way_beside_others_need_a_thread(kind: str) -> None:
     beside = set()
     for part in parts(kind, CURRENT[kind]):
         plan = plan_of(part, Params())
         beside |= {step.label for step, _data in plan.flow.iter_nodes() if step.name not in plan.alone}
-    assert beside == ({"read-volume", "read-server", "read-connector"} if kind == "attach" else set())
+    assert beside == BESIDE.get(kind, set())
 
 
 def test_jobs_of_one_case_share_a_plan() -> None:

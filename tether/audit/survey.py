@@ -254,6 +254,9 @@ class Survey:
 
         Serials and user aliases are free: what looks like a volume's id is one only if some book knows it.
         """
+        for name in definition.adopted if definition is not None else ():
+            if definition is not None and definition.disk(name) is disk:
+                return name
         alias = disk.alias.removeprefix("ua-") if disk.alias.startswith("ua-") else ""
         linked = disk.source.removeprefix(self.link(""))
         if UUID.fullmatch(linked.strip("/")):
@@ -271,7 +274,14 @@ class Survey:
         return frozenset(known)
 
     def source_of(self, mapping: MappingRow, disk: Disk) -> str:
-        """Return what a mapping's disk should open; empty where no book tells."""
+        """Return what a mapping's disk should open; empty where no book tells.
+
+        What is adopted opens what it opened before.
+        """
+        server = self.servers.get(mapping.server_id)
+        for definition in (server.live, server.persistent) if server is not None else ():
+            if definition is not None and mapping.volume_id in definition.adopted:
+                return definition.adopted[mapping.volume_id][1]
         if disk.source_type != "network":
             return self.link(mapping.volume_id) if mapping.data_path == "host" else ""
         sealed = self.ledger.sealed.get(mapping.job_id) if self.ledger else None

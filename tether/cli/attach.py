@@ -1,4 +1,4 @@
-"""``tether attach`` and ``tether detach``."""
+"""``tether attach``, ``tether detach`` and ``tether adopt``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Ask(ShowOne):
-    """What attach and detach share."""
+    """What attach, detach and adopt share."""
 
     kind: str
     fields: tuple[str, ...] = JOB_FIELDS
@@ -28,13 +28,24 @@ class Ask(ShowOne):
         parser.add_argument(
             "--no-wait", action="store_true", help="exit 5 at once if another job has the volume, instead of waiting"
         )
+        parser.add_argument(
+            "--allow-nova",
+            action="store_true",
+            help="also on a server that Nova manages, which deletes what it does not know at the server's next reboot",
+        )
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> Request:
         """Return what was asked for."""
         from tether.runner.requests import Request
 
-        return Request(parsed_args.volume, parsed_args.server, key=parsed_args.request_id, join=not parsed_args.no_wait)
+        return Request(
+            parsed_args.volume,
+            parsed_args.server,
+            key=parsed_args.request_id,
+            join=not parsed_args.no_wait,
+            allow_nova=parsed_args.allow_nova,
+        )
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.cli.work import carry_out
@@ -49,7 +60,7 @@ class Ask(ShowOne):
             mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
             fields = job_fields(job, live=False)
         self.exit_code = job.exit_code if job.exit_code is not None else 0
-        if self.kind == "attach":  # what was rolled back has none of them, and the same columns
+        if self.kind != "detach":  # what was rolled back has none of them, and the same columns
             fields |= {
                 "device": mapping.target if mapping else "",
                 "bus": mapping.bus if mapping else "",
@@ -101,3 +112,15 @@ class Detach(Ask):
     """
 
     kind = "detach"
+
+
+class Adopt(Ask):
+    """Take over an attachment that was made by hand, by another tool, or by a tether whose ledger is lost.
+
+    All five books must show one attachment, and no mapping; what contradicts it is named, and nothing is changed
+    (exit 3). The disk, the connection and Cinder's rows stay as they are. Afterwards the volume is detached as any
+    other.
+    """
+
+    kind = "adopt"
+    fields = (*JOB_FIELDS, "device", "bus", "mode")

@@ -49,6 +49,16 @@ def _cinder(case: Case) -> dict[str, tuple[str, ...]]:
     begin = (f'{action} {{"os-begin_detaching": {{}}}}',)
     return {
         "read-volume": (f"GET {volume}",),
+        "reexport-volume": (f"PUT /attachments/{case.attachment} {CONNECTOR}",),
+        "check-reachable": (f"GET /attachments/{case.attachment}",),
+        "check-lost": (f"GET /attachments?volume_id={case.volume_id}",),
+        "check-status": (f"GET {volume}", f"GET /attachments?volume_id={case.volume_id}"),
+        "settle-status": (
+            f'{action} {{"os-roll_detaching": {{}}}} (if it is detaching)',
+            f'POST /attachments/{case.attachment}/action {{"os-complete": …}} (otherwise)',
+        ),
+        "clear-rows": (f"DELETE /attachments/{case.attachment}",),
+        "check-adoptable": (f"GET {volume}", f"GET /attachments/{case.attachment}"),
         "reserve-volume": (f'POST /attachments {{"attachment": {{"volume_uuid": "{case.volume_id}"{owner}{mode}}}}}',),
         "export-volume": (f"PUT /attachments/{case.attachment} {CONNECTOR}",),
         "complete-attachment": (f'POST /attachments/{case.attachment}/action {{"os-complete": …}}',),
@@ -96,6 +106,16 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
         "plug-live": plug("live") if case.live else (),
         "unplug-persistent": unplug("config"),
         "unplug-live": unplug("live") if case.live else (),
+        "check-half": read,
+        "check-unused": ("virsh dumpxml of every domain",),
+        "check-stray": ("virsh dumpxml of every domain",),
+        "plug-half": plug("live or --config, whichever lacks it"),
+        "renew-secret": chap,
+        "clear-secret": undefine,
+        "adopt-disk": tuple(
+            f"virsh metadata {case.server} --{scope} (tether's mark)"
+            for scope in ("config", *(["live"] if case.live else []))
+        ),
     }
 
 
@@ -108,6 +128,12 @@ def _host(case: Case) -> dict[str, tuple[str, ...]]:
         "verify-device": (f"size and identity of {case.link}",),
         "open-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
         "close-encryption": (f"cryptsetup close {crypt}",),
+        "reconnect-host": ("os-brick: connect_volume", f"ln -s <device> {case.link}"),
+        "verify-reconnected": (f"size and identity of {case.link}",),
+        "verify-same": (f"where {case.link} leads",),
+        "reopen-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
+        "clear-host": (f"cryptsetup close {crypt}", "os-brick: disconnect_volume", f"rm {case.link}"),
+        "adopt-device": (f"ln -s <device> {case.link}",),
         "disconnect-host": ("os-brick: disconnect_volume", f"rm {case.link}"),
     }
 
@@ -116,6 +142,12 @@ def _ledger(case: Case) -> dict[str, tuple[str, ...]]:
     row = f"{case.target} of {case.server}"
     return {
         "create-mapping": (f"INSERT INTO tether_mappings ({row})",),
+        "adopt-mapping": (f"INSERT INTO tether_mappings ({row})",),
+        "claim-mapping": (f"UPDATE tether_mappings ({row}: its job)",),
+        "finish-repair": ("DELETE FROM tether_secrets (of the former job)",),
+        "hold-attachment": (f"UPDATE tether_mappings ({row}: its attachment)",),
+        "read-attachment": (f"SELECT FROM tether_mappings ({row})",),
+        "finish-adoption": (f"UPDATE tether_mappings ({row}: attached)",),
         "finish-mapping": (f"UPDATE tether_mappings ({row}: attached)",),
         "finish-mapping-legacy": (f"UPDATE tether_mappings ({row}: attached)",),
         "delete-mapping": (f"DELETE FROM tether_mappings ({row})",),  # noqa: S608 - words to show, never run

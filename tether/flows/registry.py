@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
-from tether.flows import attach, detach
+from tether.flows import adopt, attach, detach, repair
 from tether.persistence.ledger import Params
 
 #: The version that new jobs get.
-CURRENT = {"attach": 1, "detach": 1}
+CURRENT = {
+    "attach": 1,
+    "detach": 1,
+    "adopt": 1,
+    "repair-connect": 1,
+    "repair-attach": 1,
+    "repair-define": 1,
+    "repair-complete": 1,
+    "repair-release": 1,
+    "repair-clean": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,22 @@ _PARTS: dict[tuple[str, int], Sequence[Part]] = {
     ("detach", 1): (
         Part("detach-guest", detach.build_guest),
         Part("detach-release", detach.build_release, revertible=False),
+    ),
+    ("adopt", 1): (Part("adopt", adopt.build),),
+    ("repair-connect", 1): (Part("repair-connect", repair.build_connect),),
+    ("repair-attach", 1): (
+        Part("repair-reserve", repair.build_reserve),
+        Part("repair-attach", repair.build_attach, revertible=False),
+    ),
+    ("repair-define", 1): (Part("repair-define", repair.build_define),),
+    ("repair-complete", 1): (Part("repair-complete", repair.build_complete),),
+    ("repair-release", 1): (
+        Part("repair-unused", repair.build_unused),
+        Part("repair-release", repair.build_release, revertible=False),
+    ),
+    ("repair-clean", 1): (
+        Part("repair-stray", repair.build_stray),
+        Part("repair-clean", repair.build_clean, revertible=False),
     ),
 }
 

@@ -51,6 +51,7 @@ class Params:
         encrypted: the volume is encrypted and opened on this side.
         multiattach: the volume may be attached more than once.
         owner_mark: attachments carry the job's UUID as their owner.
+        allow_nova: also on a server that Nova manages.
     """
 
     device: str = ""
@@ -61,6 +62,7 @@ class Params:
     encrypted: bool = False
     multiattach: bool = False
     owner_mark: bool = True
+    allow_nova: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Job:
     @property
     def owner(self) -> str:
         """The owner mark of this job's attachment."""
-        return str(uuid.uuid5(OWNER_NAMESPACE, self.id))
+        return owner_of(self.id)
 
     def is_live(self, now: float) -> bool:
         """Return True while a runner works on it: the lease has not lapsed, and its owner is not provably dead."""
@@ -167,6 +169,11 @@ class ConnectionRow:
     identity: str | None
     path: str
     created_at: float = field(default=0.0)
+
+
+def owner_of(job_id: str) -> str:
+    """Return the owner mark of a job's attachment."""
+    return str(uuid.uuid5(OWNER_NAMESPACE, job_id))
 
 
 class Ledger:
@@ -319,9 +326,8 @@ class Ledger:
     def ask(self, job_id: str, what: str) -> None:
         """Ask the runner of a job for something: it looks for it once a second, and before each step."""
         with self._database.write() as connection:
-            connection.execute(
-                sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None)).values(asked=what)
-            )
+            held = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.runner.is_not(None))
+            connection.execute(held.values(asked=what))
 
     # -- mappings -------------------------------------------------------------------------------------------
 
@@ -361,10 +367,8 @@ class Ledger:
     ) -> list[MappingRow]:
         """Return mappings, oldest first; ``damaged`` as for :meth:`list_jobs`."""
         query = sa.select(mappings).order_by(mappings.c.created_at, mappings.c.id)
-        if server_id:
-            query = query.where(mappings.c.server_id == server_id)
-        if volume_id:
-            query = query.where(mappings.c.volume_id == volume_id)
+        for column, value in ((mappings.c.server_id, server_id), (mappings.c.volume_id, volume_id)):
+            query = query.where(column == value) if value else query
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
         return _readable(_mapping, rows, damaged)
@@ -372,27 +376,29 @@ class Ledger:
     def update_mapping(self, volume_id: str, server_id: str, **values: Any) -> None:
         """Change some of a mapping's columns."""
         with self._write() as connection:
-            connection.execute(
-                sa.update(mappings)
-                .where(mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
-                .values(updated_at=self._clock.time(), **values)
-            )
+            changed = sa.update(mappings).where(*_pair(volume_id, server_id))
+            connection.execute(changed.values(updated_at=self._clock.time(), **values))
 
     def delete_mapping(self, volume_id: str, server_id: str) -> None:
         """Forget a mapping and the secrets of its job. Repeatable."""
-        pair = (mappings.c.volume_id == volume_id, mappings.c.server_id == server_id)
+        pair = _pair(volume_id, server_id)
         with self._write() as connection:
-            connection.execute(
-                sa.delete(secrets).where(secrets.c.job_id.in_(sa.select(mappings.c.job_id).where(*pair)))
-            )
+            job = sa.select(mappings.c.job_id).where(*pair)
+            connection.execute(sa.delete(secrets).where(secrets.c.job_id.in_(job)))
             connection.execute(sa.delete(mappings).where(*pair))
+
+    def drop_stale_secrets(self, volume_id: str, server_id: str) -> None:
+        """Forget what jobs about a volume and a server have sealed, but for the mapping's own. Repeatable."""
+        about = sa.select(jobs.c.id).where(jobs.c.volume_id == volume_id, jobs.c.server_id == server_id)
+        kept = sa.select(mappings.c.job_id).where(*_pair(volume_id, server_id)).scalar_subquery()
+        with self._write() as connection:
+            connection.execute(sa.delete(secrets).where(secrets.c.job_id.in_(about), secrets.c.job_id != kept))
 
     def secret(self, job_id: str, name: str) -> str | None:
         """Return a secret of a mapping's job, sealed, if there is one."""
         query = sa.select(secrets.c.sealed).where(secrets.c.job_id == job_id, secrets.c.name == name)
         with self._database.read() as connection:
-            text: str | None = connection.execute(query).scalar()
-        return text
+            return connection.execute(query).scalar()
 
     def secrets_named(self, name: str) -> dict[str, str]:
         """Return the sealed secrets of this name, by their job."""
@@ -411,11 +417,7 @@ class Ledger:
         values = asdict(row) | {"identity": row.identity or None, "created_at": self._clock.time()}
         try:
             with self._write() as connection:
-                connection.execute(
-                    sa.delete(connections).where(
-                        connections.c.machine_id == row.machine_id, connections.c.volume_id == row.volume_id
-                    )
-                )
+                connection.execute(sa.delete(connections).where(*_device(row.machine_id, row.volume_id)))
                 connection.execute(sa.insert(connections).values(**values))
         except IntegrityError as error:
             raise ConflictError(
@@ -427,19 +429,21 @@ class Ledger:
     def delete_connection(self, machine_id: str, volume_id: str) -> None:
         """Forget a volume's device. Repeatable."""
         with self._write() as connection:
-            connection.execute(
-                sa.delete(connections).where(
-                    connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
-                )
-            )
+            connection.execute(sa.delete(connections).where(*_device(machine_id, volume_id)))
 
     def list_connections(self, machine_id: str) -> list[ConnectionRow]:
         """Return the device ledger of a host."""
+        query = sa.select(connections).where(connections.c.machine_id == machine_id).order_by(connections.c.volume_id)
         with self._database.read() as connection:
-            rows = connection.execute(
-                sa.select(connections).where(connections.c.machine_id == machine_id).order_by(connections.c.volume_id)
-            ).mappings()
-            return [_connection(row) for row in rows]
+            return [_connection(row) for row in connection.execute(query).mappings()]
+
+
+def _pair(volume_id: str, server_id: str) -> tuple[Any, ...]:
+    return mappings.c.volume_id == volume_id, mappings.c.server_id == server_id
+
+
+def _device(machine_id: str, volume_id: str) -> tuple[Any, ...]:
+    return connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
 
 
 def _readable(read: Callable[[Any], T], rows: Iterable[Any], damaged: Damaged | None) -> list[T]:

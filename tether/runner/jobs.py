@@ -41,7 +41,18 @@ from tether.tasks.run import Run, Toolbox, describe
 
 LOG = logging.getLogger(__name__)
 
-DONE = {"attach": "attached", "detach": "detached"}
+#: What a job that is done leaves the volume as.
+DONE = {
+    "attach": "attached",
+    "detach": "detached",
+    "adopt": "attached",
+    "repair-connect": "attached",
+    "repair-attach": "attached",
+    "repair-define": "attached",
+    "repair-complete": "attached",
+    "repair-release": "detached",
+    "repair-clean": "detached",
+}
 #: States of a step in which a call of it may have been cut off.
 CUT_OFF = (states.RUNNING, states.REVERTING, states.FAILURE)
 #: States of a step that say: it has begun.

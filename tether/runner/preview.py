@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tether.adapters.cinder.model import Connection, Volume
@@ -113,11 +113,12 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
             compare(mapping, volume, server, request)
             check_attached(mapping, volume, server)
             return _nothing(kind, volume, server, detach_params(mapping, volume), "is attached already")
-        return _attach(tools, volume, server, attach_params(tools, volume, server, request))
+        params = attach_params(tools, volume, server, request)
+        return _attach(tools, volume, server, replace(params, allow_nova=request.allow_nova))
     if mapping is None:
         last = already_detached(tools, volume, server)
         return _nothing(kind, volume, server, last.params, "is detached already")
-    return _detach(tools, volume, server, mapping)
+    return _detach(tools, volume, server, mapping, request)
 
 
 def _nothing(kind: str, volume: Volume, server: Server, params: Params, why: str) -> Preview:
@@ -146,8 +147,9 @@ def _attach(tools: Toolbox, volume: Volume, server: Server, params: Params) -> P
     return Preview("attach", volume, server, params, steps, slot, xml, (note,), refusal, by)
 
 
-def _detach(tools: Toolbox, volume: Volume, server: Server, row: MappingRow) -> Preview:
-    run = _run(tools, "detach", volume, server, detach_params(row, volume))
+def _detach(tools: Toolbox, volume: Volume, server: Server, row: MappingRow, request: Request) -> Preview:
+    params = replace(detach_params(row, volume), allow_nova=request.allow_nova)
+    run = _run(tools, "detach", volume, server, params)
     refusal: TetherError | None = None
     xml: dict[str, str] = {}
     for scope in Scope:

@@ -12,6 +12,7 @@ from tether.errors import ConflictError, FinalError, HeldError, NotFound, Operat
 from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
 from tether.runner.jobs import DONE, Runner
+from tether.tasks.evidence import find_evidence
 from tether.tasks.run import Toolbox
 
 LOG = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Request:
         server: UUID or name.
         key: the caller's idempotency key (``--request-id``), or empty.
         join: wait for another job about the same thing, instead of exit code 5.
+        allow_nova: also on a server that Nova manages.
     """
 
     volume: str
@@ -39,6 +41,7 @@ class Request:
     dialect: str = "auto"
     key: str = ""
     join: bool = True
+    allow_nova: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
     """Return the job for a request: a new one, or the one that already does or did it.
 
     Args:
-        kind: ``attach`` or ``detach``.
+        kind: ``attach``, ``detach`` or ``adopt``.
         job_id: the id of a new job; calls to Cinder carry ``req-`` and this id already.
 
     Raises:
@@ -88,16 +91,24 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
     mapping = ledger.mapping(volume.id, server.uuid)
     if running is not None:
         return _join(runner, running, volume, server, Asked(kind, request, job_id))
-    if kind == "attach":
-        if mapping is not None:
-            compare(mapping, volume, server, request)
-            check_attached(mapping, volume, server)
-            return Accepted(ledger.job_of(mapping), new=False)
-        params = attach_params(runner.tools, volume, server, request)
-    else:
-        if mapping is None:
-            return Accepted(already_detached(runner.tools, volume, server), new=False)
+    return _new(runner, mapping, volume, server, Asked(kind, request, job_id))
+
+
+def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Server, asked: Asked) -> Accepted:
+    """Return a new job for a request, unless what it asks for is done."""
+    ledger, kind, request, job_id = runner.tools.ledger, asked.kind, asked.request, asked.job_id
+    if kind == "attach" and mapping is not None:
+        compare(mapping, volume, server, request)
+        check_attached(mapping, volume, server)
+    if (mapping is None) == (kind == "detach"):
+        done = already_detached(runner.tools, volume, server) if mapping is None else ledger.job_of(mapping)
+        return Accepted(done, new=False)
+    if mapping is not None:
         params = detach_params(mapping, volume)
+    elif kind == "adopt":
+        params = adopt_params(runner.tools, volume, server)
+    else:
+        params = attach_params(runner.tools, volume, server, request)
     job = Job(
         id=job_id,
         kind=kind,
@@ -109,7 +120,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         server_id=server.uuid,
         server_name=server.name,
         request_id=f"req-{job_id}",
-        params=params,
+        params=replace(params, allow_nova=request.allow_nova),
         place=runner.place(),
         idempotency_key=request.key or None,
     )
@@ -119,7 +130,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         holder = ledger.open_job(volume.id)
         if holder is None:
             raise
-        return _join(runner, holder, volume, server, Asked(kind, request, job_id))
+        return _join(runner, holder, volume, server, asked)
 
 
 def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Request) -> Params:
@@ -149,7 +160,6 @@ def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Reque
             " although they are rw",
             volume.name,
         )
-    marked = settings.owner_mark == "on" or (settings.owner_mark == "auto" and cloud.service_token)
     params = Params(
         device=request.device.removeprefix("/dev/"),
         bus=request.bus or settings.disk_bus,
@@ -158,10 +168,16 @@ def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Reque
         data_path=settings.data_path,
         encrypted=volume.encrypted,
         multiattach=volume.multiattach,
-        owner_mark=marked and dialect == "attachments",
+        owner_mark=attach_marked(tools) and dialect == "attachments",
     )
     _check_device(tools.ledger.list_mappings(server_id=server.uuid), params, server)
     return params
+
+
+def attach_marked(tools: Toolbox) -> bool:
+    """Return True if a new attachment carries the owner mark of its job."""
+    setting = tools.settings.owner_mark
+    return setting == "on" or (setting == "auto" and tools.cinder.identity().service_token)
 
 
 def detach_params(mapping: MappingRow, volume: Volume) -> Params:
@@ -175,6 +191,26 @@ def detach_params(mapping: MappingRow, volume: Volume) -> Params:
         encrypted=mapping.encrypted,
         multiattach=volume.multiattach,
         owner_mark=bool(mapping.owner_mark),
+    )
+
+
+def adopt_params(tools: Toolbox, volume: Volume, server: Server) -> Params:
+    """Return the case of an adoption, as the disk and Cinder's row say it.
+
+    Raises:
+        FinalError: they do not show one attachment; nothing has happened.
+    """
+    found = find_evidence(tools, volume, server)
+    disk = found.disk
+    return Params(
+        device=disk.target,
+        bus=disk.bus,
+        mode="ro" if disk.readonly else "rw",
+        dialect=found.dialect,
+        data_path="network" if disk.source_type == "network" else "host",
+        encrypted=volume.encrypted,
+        multiattach=volume.multiattach,
+        owner_mark=bool(found.row.owner),
     )
 
 
@@ -291,7 +327,7 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
 def held(running: Job, *, live: bool) -> HeldError:
     """Return the refusal of a request whose volume an open job has."""
     state = "running" if live else "blocked" if running.state == "blocked" else "interrupted"
-    whither = "to" if running.kind == "attach" else "from"
+    whither = {"attach": "to", "detach": "from"}.get(running.kind, "on")
     first = f"first: tether job resume {running.id}, or: tether job abort {running.id}"
     return HeldError(
         f"volume {running.volume_name} is held by job {running.id}: {running.kind} {whither} {running.server_name},"
@@ -312,6 +348,6 @@ def already_detached(tools: Toolbox, volume: Volume, server: Server) -> Job:
         raise NotFound(
             f"tether has not attached volume {volume.name or volume.id} to server {server.name}",
             resource=f"volume {volume.id}",
-            hint="see: tether mapping list",
+            hint="see: tether mapping list; to take over what another tool has attached: tether adopt",
         )
     return last

@@ -30,6 +30,7 @@ SEEDED = {
     "guest2": "9e570000-0000-4000-8000-000000000002",
     "stopped1": "9e570000-0000-4000-8000-000000000003",
     "paused1": "9e570000-0000-4000-8000-000000000004",
+    "nova1": "9e570000-0000-4000-8000-000000000005",
 }
 _NAMESPACE = uuids.UUID("9e570000-0000-4000-8000-0000000000ff")
 _ON = (Power.RUNNING, Power.PAUSED)
@@ -169,10 +170,10 @@ def add_server(
 
 
 def seed_guests(store: Store) -> dict[str, str]:
-    """Put guest1 and guest2 (running), stopped1 and paused1 into the world; return their UUIDs by name."""
+    """Put guest1, guest2 and nova1 (running; Nova's), stopped1 and paused1 into the world; return UUIDs by name."""
     powers = {"stopped1": Power.SHUTOFF, "paused1": Power.PAUSED}
     for name, uuid in SEEDED.items():
-        add_server(store, name, power=powers.get(name, Power.RUNNING), uuid=uuid)
+        add_server(store, name, power=powers.get(name, Power.RUNNING), uuid=uuid, nova=name == "nova1")
     return dict(SEEDED)
 
 

@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 
 from tether.adapters.guest.model import (
     Definition,
+    Disk,
     GuestIdentity,
     GuestSurvey,
     Power,
@@ -100,8 +101,10 @@ class SimGuest:
 
         return self._scripted("survey", look)
 
-    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str) -> None:
-        self._act("mark", uuid, {"verb": "mark", "scope": str(scope), "volume": volume_id, "job": job_id})
+    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str, adopted: Disk | None = None) -> None:
+        place = [adopted.target, adopted.source] if adopted else []
+        call = {"verb": "mark", "scope": str(scope), "volume": volume_id, "job": job_id, "adopted": place}
+        self._act("mark", uuid, call)
 
     def unmark(self, uuid: str, scope: Scope, volume_id: str) -> None:
         self._act("unmark", uuid, {"verb": "mark", "scope": str(scope), "volume": volume_id, "job": ""})
@@ -109,17 +112,17 @@ class SimGuest:
     def plug(self, uuid: str, scope: Scope, disk_xml: str) -> None:
         self._act(f"plug_{scope}", uuid, {"verb": "plug", "scope": str(scope), "xml": disk_xml})
 
-    def unplug(self, uuid: str, scope: Scope, alias: str) -> Unplugged:
+    def unplug(self, uuid: str, scope: Scope, handle: str) -> Unplugged:
         def ignore(scripted: Scripted) -> Unplugged:
             with self._domain(uuid) as domain:
-                if domain.live is None or _find(domain.live, alias) is None:
+                if domain.live is None or _find(domain.live, handle) is None:
                     return Unplugged.REMOVED
                 if scripted.action == "refuse":
                     return Unplugged.REFUSED
-                domain.state["pending"][alias] = "ignored"
+                domain.state["pending"][handle] = "ignored"
                 return Unplugged.PENDING
 
-        call = {"verb": "unplug", "scope": str(scope), "alias": alias}
+        call = {"verb": "unplug", "scope": str(scope), "alias": handle}
         special = ignore if scope is Scope.LIVE else None
         return self._act(f"unplug_{scope}", uuid, call, special=special) or Unplugged.REMOVED
 
@@ -292,7 +295,7 @@ class SimGuest:
                 self._need_secrets(disk)
             _plug(root, disk)
         else:
-            _mark(root, call["volume"], call["job"])
+            _mark(root, call["volume"], call["job"], call.get("adopted"))
         return None
 
     def _need_secrets(self, disk: ET.Element) -> None:
@@ -348,15 +351,15 @@ def _server(domain: Domain) -> Server:
     )
 
 
-def _find(root: ET.Element, alias: str) -> ET.Element | None:
+def _find(root: ET.Element, handle: str) -> ET.Element | None:
     for element in root.iterfind("devices/disk"):
-        if parse_disk(element).alias == alias:
+        if parse_disk(element).handle == handle:
             return element
     return None
 
 
-def _remove(root: ET.Element, alias: str) -> None:
-    element = _find(root, alias)
+def _remove(root: ET.Element, handle: str) -> None:
+    element = _find(root, handle)
     devices = root.find("devices")
     if element is not None and devices is not None:
         devices.remove(element)
@@ -419,9 +422,13 @@ def _carry_out(domain: Domain, reasons: set[str]) -> None:
             _remove(domain.live, alias)
 
 
-def _mark(root: ET.Element, volume_id: str, job_id: str) -> None:
+def _mark(root: ET.Element, volume_id: str, job_id: str, adopted: list[str] | None) -> None:
     """Set the volume's mark, or take it out if there is no job."""
-    marks = {**parse_definition(text(root)).marks, volume_id: job_id}
+    definition = parse_definition(text(root))
+    marks = {**definition.marks, volume_id: job_id}
+    places = {volume: place for volume, place in definition.adopted.items() if volume != volume_id}
+    if adopted:
+        places[volume_id] = (adopted[0], adopted[1])
     if not job_id:
         del marks[volume_id]
     metadata = root.find("metadata")
@@ -431,7 +438,7 @@ def _mark(root: ET.Element, volume_id: str, job_id: str) -> None:
     if old is not None:
         metadata.remove(old)
     if marks:
-        metadata.append(ET.fromstring(marks_xml(marks)))  # noqa: S314 - written right here
+        metadata.append(ET.fromstring(marks_xml(marks, places)))  # noqa: S314 - written right here
 
 
 def _set_secret(book: dict[str, Any], call: Mapping[str, Any]) -> None:

@@ -23,10 +23,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,32 @@ class SimHost:
         if volume_id not in book["links"] or volume_id not in book["devices"]:
             return None
         return self._present(book, volume_id)
+
+    def device_at(self, volume_id: str, path: str, connection: Connection) -> Device | None:
+        self._perform("host.device_at", volume_id, None, lambda _: None)
+        book = self._read()
+        device = book["devices"].get(volume_id)
+        if device is None or device["iqn"] != connection.data.open().get("target_iqn"):
+            return None
+        target = book["links"].get(volume_id, "") if path == self._link(volume_id) else path
+        crypt = book["crypt"].get(volume_id)
+        if target not in {device["path"], f"/dev/mapper/{crypt['name']}" if crypt else device["path"]}:
+            return None
+        return replace(self._present(book, volume_id), path=device["path"])
+
+    def link(self, volume_id: str, path: str) -> Device:
+        def effect(book: Book) -> None:
+            crypt = book["crypt"].get(volume_id)
+            book["links"][volume_id] = f"/dev/mapper/{crypt['name']}" if crypt else path
+
+        self._perform("host.link", volume_id, None, effect)
+        return self._present(self._read(), volume_id)
+
+    def unlink(self, volume_id: str) -> None:
+        def effect(book: Book) -> None:
+            book["links"].pop(volume_id, None)
+
+        self._perform("host.unlink", volume_id, None, effect)
 
     def disconnect(self, volume_id: str, connection: Connection) -> None:
         pending = {"verb": "disconnect", "volume_id": volume_id}
@@ -376,11 +404,11 @@ class SimHost:
 
     def _open_count(self, book: Book, volume_id: str) -> int:
         """Return how many hold the device open: running guests of this world, and whoever a test adds."""
-        link = self._link(volume_id)
-        guests = [
-            path for path in (self._store.directory / "guests").glob("*/live.xml") if link in _text_or_empty(path)
-        ]
-        return int(book["devices"][volume_id]["open_count"]) + len(guests)
+        device = book["devices"].get(volume_id, {})
+        paths = [self._link(volume_id), *([device["path"]] if device else [])]
+        opened = re.compile(f"[\"']({'|'.join(map(re.escape, paths))})[\"']")
+        running = (self._store.directory / "guests").glob("*/live.xml")
+        return int(device.get("open_count", 0)) + sum(bool(opened.search(_text_or_empty(path))) for path in running)
 
     def _link(self, volume_id: str) -> str:
         return str(self._run_dir / "volumes" / volume_id)

@@ -51,7 +51,20 @@ CALLS = (
             "roll_detaching",
         )
     ),
-    *(f"host.{verb}" for verb in ("connect", "find", "disconnect", "open_encryption", "close_encryption", "survey")),
+    *(
+        f"host.{verb}"
+        for verb in (
+            "connect",
+            "find",
+            "device_at",
+            "link",
+            "unlink",
+            "disconnect",
+            "open_encryption",
+            "close_encryption",
+            "survey",
+        )
+    ),
     *(
         f"guest.{verb}"
         for verb in (

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.disk import DiskSpec, chap_secret, reaches_by_network, render, source_of, spec_for
-from tether.adapters.guest.model import Disk, Power, Scope, SecretUse, Server, Unplugged, alias_of
+from tether.adapters.guest.model import Definition, Disk, Power, Scope, SecretUse, Server, Unplugged
 from tether.adapters.guest.slots import Slot
+from tether.adapters.guest.xml import not_own
 from tether.adapters.host.model import Device
 from tether.errors import FinalError, OperatorNeeded, UncertainError
 from tether.tasks.host import NO_DEVICE, is_shared
-from tether.tasks.mapping import check_server
+from tether.tasks.mapping import check_owner, check_server
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 
@@ -169,8 +170,9 @@ class Plug(Step):
                 refuse_image(self.run, server)  # saved since the disk was plugged, or before: it cannot be told
             if definition is None or definition.marks.get(self.job.volume_id) != self.job.id:
                 return
-            if definition.disk(self.job.volume_id) is not None:
-                answer = self.tools.guest.unplug(server.uuid, scope, alias_of(self.job.volume_id))
+            disk = definition.disk(self.job.volume_id)
+            if disk is not None:
+                answer = self.tools.guest.unplug(server.uuid, scope, disk.handle)
                 if answer is not Unplugged.REMOVED:
                     raise OperatorNeeded(
                         f"server {server.name} does not let volume {self.job.volume_name} go ({answer})",
@@ -311,6 +313,7 @@ class CheckDetachable(Step):
             )
         server = self.run.see_server()
         check_server(server)
+        check_owner(self.run, server)
         held = [name for name, disks in server.memory_snapshots.items() if row.target in disks]
         if held:
             raise FinalError(
@@ -329,6 +332,8 @@ class CheckDetachable(Step):
         for scope in Scope:
             definition = server.definition(scope)
             disk = None if definition is None else definition.disk(self.job.volume_id)
+            if definition is not None and disk is None:
+                self._refuse_changed(server, definition)
             if definition is not None and disk is not None and self.job.volume_id not in definition.marks:
                 raise FinalError(
                     f"the disk {disk.target} of server {server.name} carries volume {self.job.volume_name}'s alias,"
@@ -345,6 +350,16 @@ class CheckDetachable(Step):
             )
         return Elements(elements[Scope.PERSISTENT], elements[Scope.LIVE], row.job_id)
 
+    def _refuse_changed(self, server: Server, definition: Definition) -> None:
+        """Raise FinalError if another disk stands where an adopted one was."""
+        target, source = definition.adopted.get(self.job.volume_id, ("", ""))
+        if any(disk.target == target for disk in definition.disks):
+            raise FinalError(
+                f"{target} of server {server.name} is no longer the disk that was adopted: it opened {source}",
+                resource=f"server {server.uuid}",
+                hint=f"see what it is: virsh domblklist {server.name}",
+            )
+
 
 def put_back(run: Run, scope: Scope, elements: Elements) -> None:
     """Plug a stored ``<disk>`` again where it is missing; never by redefining the domain."""
@@ -354,7 +369,7 @@ def put_back(run: Run, scope: Scope, elements: Elements) -> None:
         definition = server.definition(scope)
         if not element or definition is None:
             return
-        run.tools.guest.mark(server.uuid, scope, run.job.volume_id, elements.job)
+        run.tools.guest.mark(server.uuid, scope, run.job.volume_id, elements.job, not_own(element, run.job.volume_id))
         if definition.disk(run.job.volume_id) is None:
             run.tools.guest.plug(server.uuid, scope, element)
         after = run.see_server().definition(scope)
@@ -389,8 +404,9 @@ def unplug(run: Run, scope: Scope) -> Unplugged:
         definition = server.definition(scope)
         if definition is None:
             return Unplugged.REMOVED
-        if definition.disk(run.job.volume_id) is not None:
-            answer = run.tools.guest.unplug(server.uuid, scope, alias_of(run.job.volume_id))
+        disk = definition.disk(run.job.volume_id)
+        if disk is not None:
+            answer = run.tools.guest.unplug(server.uuid, scope, disk.handle)
             if answer is not Unplugged.REMOVED:
                 return answer
         if run.job.volume_id in definition.marks:

@@ -100,6 +100,20 @@ def _disconnect_blind(run: Run, error: TetherError) -> None:
     run.tools.ledger.delete_connection(run.machine.machine_id, run.job.volume_id)
 
 
+def record_device(run: Run, path: str, identity: str) -> None:
+    """Put the volume's device into the device ledger.
+
+    Raises:
+        FinalError: it is another volume's there.
+    """
+    try:
+        run.tools.ledger.record_connection(
+            ConnectionRow(run.machine.machine_id, run.job.volume_id, identity or None, path)
+        )
+    except ConflictError as error:
+        raise FinalError(error.message, resource=error.resource, hint=error.hint) from error
+
+
 class ConnectHost(Step):
     """Connect the host: session, paths, map, and tether's own link.
 
@@ -120,17 +134,7 @@ class ConnectHost(Step):
         if reaches_by_network(connection, self.job.params.data_path):
             return NO_DEVICE
         device = self.tools.host.connect(self.job.volume_id, connection)
-        try:
-            self.tools.ledger.record_connection(
-                ConnectionRow(
-                    machine_id=self.run.machine.machine_id,
-                    volume_id=self.job.volume_id,
-                    identity=device.identity or None,
-                    path=device.path,
-                )
-            )
-        except ConflictError as error:
-            raise FinalError(error.message, resource=error.resource, hint=error.hint) from error
+        record_device(self.run, device.path, device.identity)
         return device
 
     def undo(self, attachment_id: str, connector: dict[str, object]) -> None:

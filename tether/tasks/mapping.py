@@ -93,6 +93,7 @@ class CheckAttachable(Step):
         check_volume(self.run, volume)
         now = self.run.see_server()
         check_server(now)
+        check_owner(self.run, now)
         for definition in (now.persistent, now.live):
             check_free(self.run, definition, now)
         free_slot(self.run, now)
@@ -102,13 +103,7 @@ def check_volume(run: Run, volume: Volume) -> None:
     """Raise FinalError unless the volume can be attached now."""
     name = volume.name or volume.id
     where = f"volume {volume.id}"
-    mine = run.cloud.project_id
-    if volume.project_id and mine and volume.project_id != mine:
-        raise FinalError(
-            f"volume {name} belongs to project {volume.project_id}, not to {mine}",
-            resource=where,
-            hint="use the credentials of the volume's project",
-        )
+    check_project(run, volume)
     if volume.status.startswith("error"):
         raise FinalError(
             f"volume {name} is in status {volume.status}",
@@ -139,6 +134,17 @@ def check_volume(run: Run, volume: Volume) -> None:
     raise FinalError(
         f"volume {name} is in status {volume.status}, not available", resource=where, hint="wait until it is available"
     )
+
+
+def check_project(run: Run, volume: Volume) -> None:
+    """Raise FinalError if the volume is another project's."""
+    mine = run.cloud.project_id
+    if volume.project_id and mine and volume.project_id != mine:
+        raise FinalError(
+            f"volume {volume.name or volume.id} belongs to project {volume.project_id}, not to {mine}",
+            resource=f"volume {volume.id}",
+            hint="use the credentials of the volume's project",
+        )
 
 
 def _in_use(run: Run, volume: Volume) -> FinalError:
@@ -186,6 +192,20 @@ def check_server(server: Server) -> None:
         )
 
 
+def check_owner(run: Run, server: Server) -> None:
+    """Raise FinalError if Nova manages the server, unless that is wanted.
+
+    Nova's ``delete_dangling_bdms`` (since 2023) and its hard reboot know only the attachments of its own database.
+    """
+    if server.nova and not run.job.params.allow_nova:
+        raise FinalError(
+            f"server {server.name} is managed by Nova, which drops disks and deletes attachments that it does not"
+            " know at the next reboot of its server",
+            resource=f"server {server.uuid}",
+            hint="use Nova for it: openstack server add volume, remove volume; or, knowing that, give --allow-nova",
+        )
+
+
 def check_free(run: Run, definition: Definition | None, server: Server) -> None:
     """Raise FinalError if a definition already has a disk with this volume's alias or serial."""
     for disk in definition.disks if definition else ():
@@ -194,7 +214,8 @@ def check_free(run: Run, definition: Definition | None, server: Server) -> None:
                 f"server {server.name} already has volume {run.job.volume_name} as {disk.target},"
                 " but the ledger does not know it",
                 resource=f"server {server.uuid}",
-                hint="it was attached by another tool: detach it there first",
+                hint="it was attached by another tool: detach it there first, or take it over: tether adopt"
+                f" {run.job.volume_name} {server.name}",
             )
 
 

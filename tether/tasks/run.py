@@ -231,7 +231,7 @@ class Run:
         """
         server = self.see_server()
         for definition in (server.live, server.persistent):
-            if definition is not None and definition.disk(self.job.volume_id) is not None:
+            if definition is not None and definition.holds(self.job.volume_id):
                 raise OperatorNeeded(
                     f"server {server.name} still has volume {self.job.volume_name}: its connection stays",
                     resource=f"server {server.uuid}",

@@ -125,6 +125,20 @@ class ReserveVolume(Step):
                 )
 
 
+def export(run: Run, attachment_id: str, connector: dict[str, object]) -> Export:
+    """Export the volume to this host, read that back, and keep the connection."""
+    run.tools.cinder.update_attachment(attachment_id, with_mode(run, connector))
+    row = run.tools.cinder.show_attachment(attachment_id)
+    if row.status != "attaching" or row.connection is None:
+        raise UncertainError(
+            f"attachment {attachment_id} is {row.status} after its update"
+            + ("" if row.connection else " and has no connection info"),
+            resource=f"volume {run.job.volume_id}",
+        )
+    run.remember(row.connection)
+    return Export.of(row.connection)
+
+
 class ExportVolume(Step):
     """Export the volume to this host; the attachment becomes *attaching*.
 
@@ -143,16 +157,7 @@ class ExportVolume(Step):
     repeatable = True
 
     def act(self, attachment_id: str, connector: dict[str, object]) -> Export:
-        self.tools.cinder.update_attachment(attachment_id, with_mode(self.run, connector))
-        row = self.tools.cinder.show_attachment(attachment_id)
-        if row.status != "attaching" or row.connection is None:
-            raise UncertainError(
-                f"attachment {attachment_id} is {row.status} after its update"
-                + ("" if row.connection else " and has no connection info"),
-                resource=f"volume {self.job.volume_id}",
-            )
-        self.run.remember(row.connection)
-        return Export.of(row.connection)
+        return export(self.run, attachment_id, connector)
 
     def undo(self, attachment_id: str, connector: dict[str, object]) -> None:
         # An export that comes late must find its attachment: nobody tears down what comes after the deletion.

@@ -167,6 +167,23 @@ def source_of(spec: DiskSpec) -> str:
     return spec.source
 
 
+def sources_of(connection: Connection) -> frozenset[str]:
+    """Return what a network disk may open to reach the connection, comparable with a parsed disk's ``source``.
+
+    Empty where QEMU does not reach it by itself.
+    """
+    data = connection.data.open()
+    if connection.protocol == "rbd":
+        return frozenset({str(data["name"])} if "name" in data else ())
+    if connection.protocol != "iscsi":
+        return frozenset()
+    names = [data["target_iqn"]] if "target_iqn" in data else []
+    names += data.get("target_iqns") or []
+    luns = [data.get("target_lun", 0)] if "target_iqn" in data else []
+    luns += data.get("target_luns") or [data.get("target_lun", 0)] * (len(names) - len(luns))
+    return frozenset(iscsi_source(f"{name}/{lun}") for name, lun in zip(names, luns, strict=False))
+
+
 def render(spec: DiskSpec) -> str:
     """Return the ``<disk>`` element as text."""
     disk = ET.Element("disk", {"type": spec.type, "device": "disk"})

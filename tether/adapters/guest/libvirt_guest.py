@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 from xml.etree import ElementTree as ET
@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 from tether.adapters.guest.connection import Libvirtd, Waiter
 from tether.adapters.guest.model import (
     Definition,
+    Disk,
     GuestIdentity,
     GuestSurvey,
     Power,
@@ -106,29 +107,32 @@ class LibvirtGuest:
         uses = frozenset(use for use in map(_own_secret, secrets) if use is not None)
         return GuestSurvey(tuple(servers), uses, unread)
 
-    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str) -> None:
-        marks = {**self._definition(uuid, scope).marks, volume_id: job_id}
-        self._set_marks(uuid, scope, marks)
+    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str, adopted: Disk | None = None) -> None:
+        definition = self._definition(uuid, scope)
+        places = {volume: place for volume, place in definition.adopted.items() if volume != volume_id}
+        if adopted is not None:
+            places[volume_id] = (adopted.target, adopted.source)
+        self._set_marks(uuid, scope, {**definition.marks, volume_id: job_id}, places)
 
     def unmark(self, uuid: str, scope: Scope, volume_id: str) -> None:
         definition = self.show_server(uuid).definition(scope)
         if definition is None or volume_id not in definition.marks:
             return
         marks = {volume: job for volume, job in definition.marks.items() if volume != volume_id}
-        self._set_marks(uuid, scope, marks)
+        self._set_marks(uuid, scope, marks, definition.adopted)
 
     def plug(self, uuid: str, scope: Scope, disk_xml: str) -> None:
         self._change(uuid, "attachDeviceFlags", lambda d: d.attachDeviceFlags(disk_xml, self._flags[scope]))
 
-    def unplug(self, uuid: str, scope: Scope, alias: str) -> Unplugged:
+    def unplug(self, uuid: str, scope: Scope, handle: str) -> Unplugged:
         if scope is Scope.LIVE:
-            with self._daemon.watch(uuid, alias) as waiter:
-                return self._unplug_live(uuid, alias, waiter)
-        if self._has(uuid, scope, alias) is not None:
-            self._request(uuid, scope, alias)
-            if self._has(uuid, scope, alias) is not None:
+            with self._daemon.watch(uuid, handle) as waiter:
+                return self._unplug_live(uuid, handle, waiter)
+        if (there := self._has(uuid, scope, handle)) is not None:
+            self._request(uuid, scope, there)
+            if self._has(uuid, scope, handle) is not None:
                 raise UncertainError(
-                    f"libvirt says that disk {alias} is detached, and the persistent XML still has it",
+                    f"libvirt says that disk {handle} is detached, and the persistent XML still has it",
                     resource=f"server {uuid}",
                     hint="look at `virsh dumpxml --inactive`",
                 )
@@ -176,9 +180,11 @@ class LibvirtGuest:
             )
         return definition
 
-    def _set_marks(self, uuid: str, scope: Scope, marks: dict[str, str]) -> None:
+    def _set_marks(
+        self, uuid: str, scope: Scope, marks: Mapping[str, str], adopted: Mapping[str, tuple[str, str]]
+    ) -> None:
         kind = self._libvirt.VIR_DOMAIN_METADATA_ELEMENT
-        element = marks_xml(marks, prefixed=False) if marks else None
+        element = marks_xml(marks, adopted, prefixed=False) if marks else None
         self._change(
             uuid, "setMetadata", lambda d: d.setMetadata(kind, element, MARKS_KEY, MARKS_URI, self._flags[scope])
         )
@@ -252,34 +258,40 @@ class LibvirtGuest:
 
     # Unplugging.
 
-    def _has(self, uuid: str, scope: Scope, alias: str) -> Power | None:
-        """Return the domain's power state if this definition has the disk, otherwise None."""
+    def _has(self, uuid: str, scope: Scope, handle: str) -> tuple[Power, Disk] | None:
+        """Return the domain's power state and the disk if this definition has it, otherwise None."""
         server = self.show_server(uuid)
         definition = server.definition(scope)
-        there = definition is not None and any(disk.alias == alias for disk in definition.disks)
-        return server.power if there else None
+        disks = () if definition is None else definition.disks
+        disk = next((disk for disk in disks if disk.handle == handle), None)
+        return None if disk is None else (server.power, disk)
 
-    def _request(self, uuid: str, scope: Scope, alias: str) -> None:
+    def _request(self, uuid: str, scope: Scope, there: tuple[Power, Disk]) -> None:
         """Ask for the unplug; a disk that is gone by now is no failure."""
+        _power, disk = there
+        flags = self._flags[scope]
         try:
-            self._change(uuid, "detachDeviceAlias", lambda d: d.detachDeviceAlias(alias, self._flags[scope]))
+            if disk.alias:
+                self._change(uuid, "detachDeviceAlias", lambda d: d.detachDeviceAlias(disk.alias, flags))
+            else:  # libvirt names only its running disks by itself
+                self._change(uuid, "detachDeviceFlags", lambda d: d.detachDeviceFlags(disk.xml, flags))
         except FinalError as error:
-            if STILL_OPEN not in error.message and self._has(uuid, scope, alias) is not None:
+            if STILL_OPEN not in error.message and self._has(uuid, scope, disk.handle) is not None:
                 raise
 
-    def _unplug_live(self, uuid: str, alias: str, waiter: Waiter) -> Unplugged:
+    def _unplug_live(self, uuid: str, handle: str, waiter: Waiter) -> Unplugged:
         sent = False
         outcome = Unplugged.PENDING
         for _ in range(max(1, self._settings.device_detach_attempts)):
-            power = self._has(uuid, Scope.LIVE, alias)
-            if power is None:
+            there = self._has(uuid, Scope.LIVE, handle)
+            if there is None:
                 self._let_go(uuid, waiter)
                 return Unplugged.REMOVED
             if waiter.refused:
                 time.sleep(min(POLL_INTERVAL, self._settings.device_detach_timeout))
             waiter.forget()
             try:
-                self._request(uuid, Scope.LIVE, alias)
+                self._request(uuid, Scope.LIVE, there)
             except FinalError:
                 if not sent:
                     raise
@@ -288,23 +300,23 @@ class LibvirtGuest:
             except UncertainError:
                 pass  # it may have been sent: what follows finds out
             sent = True
-            if self._answered(uuid, alias, waiter):
+            if self._answered(uuid, handle, waiter):
                 break
             outcome = Unplugged.REFUSED if waiter.refused else Unplugged.PENDING
-            if power is Power.PAUSED:
+            if there[0] is Power.PAUSED:
                 break  # its processors stand still: asking again is of no use until it is resumed
-        if self._has(uuid, Scope.LIVE, alias) is not None:
+        if self._has(uuid, Scope.LIVE, handle) is not None:
             return outcome
         self._let_go(uuid, waiter)
         return Unplugged.REMOVED
 
-    def _answered(self, uuid: str, alias: str, waiter: Waiter) -> bool:
+    def _answered(self, uuid: str, handle: str, waiter: Waiter) -> bool:
         """Wait for an answer; return True once the disk has left, False on a refusal or no answer in time."""
         end = time.monotonic() + self._settings.device_detach_timeout
         while (left := end - time.monotonic()) > 0:
             if waiter.wait(min(left, POLL_INTERVAL)) and waiter.refused:
                 return False
-            if self._has(uuid, Scope.LIVE, alias) is None:
+            if self._has(uuid, Scope.LIVE, handle) is None:
                 return True
         return False
 

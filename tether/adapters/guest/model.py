@@ -79,6 +79,11 @@ class Disk:
     address: Mapping[str, str] = field(default_factory=dict)
     xml: str = ""
 
+    @property
+    def handle(self) -> str:
+        """What names it to :meth:`Guest.unplug`: its alias, or its target where libvirt shows no alias."""
+        return self.alias or self.target
+
 
 @dataclass(frozen=True, slots=True)
 class Controller:
@@ -103,6 +108,7 @@ class Definition:
         machine: the machine type, such as ``pc-q35-7.2``.
         addresses: every ``<address>`` in it, controllers' and other devices' included.
         marks: volume id -> job id of tether's marks in the domain's metadata.
+        adopted: volume id -> target and source of the disks that another tool plugged and tether has taken over.
         nova: True if Nova's metadata element is there: Nova manages this server.
     """
 
@@ -111,11 +117,31 @@ class Definition:
     controllers: tuple[Controller, ...]
     addresses: tuple[Mapping[str, str], ...]
     marks: Mapping[str, str] = field(default_factory=dict)
+    adopted: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nova: bool = False
 
     def disk(self, volume_id: str) -> Disk | None:
-        """Return the disk that carries tether's alias for the volume, or None."""
-        return next((disk for disk in self.disks if disk.alias == alias_of(volume_id)), None)
+        """Return the volume's disk, or None: by tether's alias, or, of an adopted one, by what its mark says.
+
+        An adopted disk is the one at the mark's target that has the volume's serial; without any serial, the mark's
+        source.
+        """
+        own = next((disk for disk in self.disks if disk.alias == alias_of(volume_id)), None)
+        if own is not None or volume_id not in self.adopted:
+            return own
+        target, source = self.adopted[volume_id]
+        return next(
+            (
+                disk
+                for disk in self.disks
+                if disk.target == target and (disk.serial == volume_id or (not disk.serial and disk.source == source))
+            ),
+            None,
+        )
+
+    def holds(self, volume_id: str) -> bool:
+        """Return True if a disk of it is, or says that it is, the volume, whoever plugged it."""
+        return self.disk(volume_id) is not None or any(disk.serial == volume_id for disk in self.disks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +168,11 @@ class Server:
     def definition(self, scope: Scope) -> Definition | None:
         """Return the definition of one scope."""
         return self.live if scope is Scope.LIVE else self.persistent
+
+    @property
+    def nova(self) -> bool:
+        """True if Nova manages the server."""
+        return any(definition is not None and definition.nova for definition in (self.live, self.persistent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +227,13 @@ class Guest(Protocol):
         A domain that cannot be read is in ``unread``; it does not keep the others from being read.
         """
 
-    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str) -> None:
+    def mark(self, uuid: str, scope: Scope, volume_id: str, job_id: str, adopted: Disk | None = None) -> None:
         """Put tether's mark for the volume into one definition's metadata.
 
         It is read-modify-write of one element: hold the server's lease.
+
+        Args:
+            adopted: the volume's disk, where that is not one of tether's own: the mark says which it is.
         """
 
     def unmark(self, uuid: str, scope: Scope, volume_id: str) -> None:
@@ -208,8 +242,8 @@ class Guest(Protocol):
     def plug(self, uuid: str, scope: Scope, disk_xml: str) -> None:
         """Attach the disk to one definition (attachDeviceFlags)."""
 
-    def unplug(self, uuid: str, scope: Scope, alias: str) -> Unplugged:
-        """Detach the disk with this alias from one definition and wait for the proof.
+    def unplug(self, uuid: str, scope: Scope, handle: str) -> Unplugged:
+        """Detach the disk with this :attr:`Disk.handle` from one definition and wait for the proof.
 
         Live: detachDeviceAlias, then DEVICE_REMOVED or DEVICE_REMOVAL_FAILED, then the XML, repeated up to
         the configured attempts and time-out (Nova's ``device_detach_attempts`` and ``device_detach_timeout``).

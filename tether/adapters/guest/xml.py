@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
-from tether.adapters.guest.model import Controller, Definition, Disk
+from tether.adapters.guest.model import Controller, Definition, Disk, alias_of
 from tether.errors import FinalError
 
 #: The namespace of tether's marks in a domain's ``<metadata>``.
@@ -48,6 +48,7 @@ def parse_definition(xml: str) -> Definition:
         # Only a device's own address: the one inside <source> of a hostdev is the host's.
         addresses=tuple(dict(address.attrib) for child in children for address in child.findall("address")),
         marks=_marks_of(root),
+        adopted=_adopted_of(root),
         nova=any(_namespace(element).startswith(NOVA_URI) for element in root.iterfind("metadata/*")),
     )
 
@@ -91,23 +92,34 @@ def parse_disk(element: ET.Element) -> Disk:
     )
 
 
+def not_own(xml: str, volume_id: str) -> Disk | None:
+    """Return the disk that a ``<disk>`` element says, or None if it is one of tether's own, by its alias."""
+    disk = parse_disk(parse_element(xml, "disk"))
+    return None if disk.alias == alias_of(volume_id) else disk
+
+
 def iscsi_source(name: str) -> str:
     """Return an iSCSI source's name with its LUN: libvirt takes a name without one as LUN 0."""
     return name if "/" in name else f"{name}/0"
 
 
-def marks_xml(marks: Mapping[str, str], *, prefixed: bool = True) -> str:
+def marks_xml(
+    marks: Mapping[str, str], adopted: Mapping[str, tuple[str, str]] | None = None, *, prefixed: bool = True
+) -> str:
     """Return the metadata element for the marks (volume id -> job id).
 
     Args:
         marks: what to write.
+        adopted: volume id -> target and source of a disk that is not tether's own.
         prefixed: True for the element as it stands in a domain's XML; False for what setMetadata takes,
             which puts the namespace on by itself.
     """
     name = f"{{{MARKS_URI}}}%s" if prefixed else "%s"
     root = ET.Element(name % "volumes")
     for volume_id, job_id in sorted(marks.items()):
-        ET.SubElement(root, name % "volume", {"id": volume_id, "job": job_id})
+        target, source = (adopted or {}).get(volume_id, ("", ""))
+        place = {"target": target, "source": source} if target else {}
+        ET.SubElement(root, name % "volume", {"id": volume_id, "job": job_id, **place})
     return ET.tostring(root, encoding="unicode")
 
 
@@ -133,12 +145,23 @@ def _marks_of(root: ET.Element) -> dict[str, str]:
     return _marks_in(element) if element is not None else {}
 
 
-def _marks_in(element: ET.Element) -> dict[str, str]:
+def _adopted_of(root: ET.Element) -> dict[str, tuple[str, str]]:
+    element = root.find(f"metadata/{{{MARKS_URI}}}volumes")
     return {
-        child.get("id", ""): child.get("job", "")
-        for child in element
-        if child.tag in ("volume", f"{{{MARKS_URI}}}volume") and child.get("id")
+        child.get("id", ""): (child.get("target", ""), child.get("source", ""))
+        for child in _children_of(element)
+        if child.get("target")
     }
+
+
+def _marks_in(element: ET.Element) -> dict[str, str]:
+    return {child.get("id", ""): child.get("job", "") for child in _children_of(element)}
+
+
+def _children_of(element: ET.Element | None) -> list[ET.Element]:
+    """Return the marks in the element; libvirt puts the namespace on the element alone."""
+    names = ("volume", f"{{{MARKS_URI}}}volume")
+    return [child for child in element if child.tag in names and child.get("id")] if element is not None else []
 
 
 def _namespace(element: ET.Element) -> str:

@@ -64,6 +64,16 @@ class BrickHost:
         found = self._ask("find", volume_id=volume_id)
         return None if found is None else from_json(found)
 
+    def device_at(self, volume_id: str, path: str, connection: Connection) -> Device | None:
+        found = self._ask("device_at", volume_id=volume_id, path=path, **_reach(connection))
+        return None if found is None else from_json(found)
+
+    def link(self, volume_id: str, path: str) -> Device:
+        return from_json(self._ask("link", volume_id=volume_id, path=path))
+
+    def unlink(self, volume_id: str) -> None:
+        self._ask("unlink", volume_id=volume_id)
+
     def disconnect(self, volume_id: str, connection: Connection) -> None:
         self._ask("disconnect", volume_id=volume_id, **_reach(connection))
 

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TextIO
 
 from tether.adapters.host import errors
 from tether.adapters.host.local import LocalHost
-from tether.adapters.host.model import as_json, survey_as_json
+from tether.adapters.host.model import Device, as_json, survey_as_json
 from tether.adapters.host.places import Places
 from tether.errors import TetherError
 from tether.sealed import scrub, secrets_in
@@ -45,6 +45,9 @@ def carry_out(request: Mapping[str, Any]) -> Any:
         "connector": host.connector,
         "connect": host.connect,
         "find": host.find,
+        "device_at": host.device_at,
+        "link": host.link,
+        "unlink": host.unlink,
         "disconnect": host.disconnect,
         "residue": host.residue,
         "open_encryption": host.open_encryption,
@@ -54,7 +57,7 @@ def carry_out(request: Mapping[str, Any]) -> Any:
     if verb == "survey":
         return survey_as_json(host.survey())
     result = verbs[verb](**words)
-    return as_json(result) if verb in ("connect", "find", "open_encryption") and result is not None else result
+    return as_json(result) if isinstance(result, Device) else result
 
 
 def request(verb: str, settings: Settings, places: Places, words: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,41 @@ class LocalHost:
         target = self._links.target(volume_id)
         return self._present(volume_id) if target and self._probes.block_of(target) else None
 
+    def device_at(self, volume_id: str, path: str, protocol: str, data: Mapping[str, Any]) -> Device | None:
+        """Return the device at a path if it, or what is below it, is one of the connection's disks."""
+        self._check_protocol(volume_id, protocol)
+        self._probes.check_eyesight()
+        block = self._probes.block_of(path)
+        if not block:
+            return None
+        own = self._probes.below_crypt(block)
+        if not {own, *self._probes.slaves(own)} & set(self._probes.disks(protocol, data)):
+            return None
+        if own != block:
+            path = str(Path(self._places.dev) / own)
+        elif path == str(self._links.path(volume_id)):
+            path = self._links.target(volume_id)
+        return self._device(volume_id, path)
+
+    def link(self, volume_id: str, path: str) -> Device:
+        """Make the link to a device that is there, and remember what the device reports."""
+        self._probes.check_eyesight()
+        block = self._probes.block_of(path)
+        if not block:
+            raise FinalError(
+                f"volume {volume_id}: {path} is not a block device of this host",
+                resource=f"volume {volume_id}",
+                hint="look at the host's devices (lsblk)",
+            )
+        identities = set(self._probes.identities(self._probes.below_crypt(block)))
+        self._links.remember(volume_id, identities.pop() if len(identities) == 1 else "")
+        self._links.point(volume_id, self._mapper(volume_id) if self._probes.crypt_of(volume_id) else path)
+        return self._present(volume_id)
+
+    def unlink(self, volume_id: str) -> None:
+        """Remove the link."""
+        self._links.remove(volume_id)
+
     def disconnect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
         """Log out, prove that nothing is left, then remove the link."""
         self._check_protocol(volume_id, protocol)
@@ -228,13 +263,16 @@ class LocalHost:
         return str(Path(self._places.dev) / "mapper" / mapping_name(volume_id))
 
     def _present(self, volume_id: str) -> Device:
-        """Return the device behind the link; size and identity are those of the volume, below any dm-crypt."""
-        target = self._links.target(volume_id)
-        own = self._probes.below_crypt(self._probes.block_of(target))
+        """Return the device behind the link."""
+        return self._device(volume_id, self._links.target(volume_id))
+
+    def _device(self, volume_id: str, path: str) -> Device:
+        """Return the device at a path; size and identity are those of the volume, below any dm-crypt."""
+        own = self._probes.below_crypt(self._probes.block_of(path))
         identities = set(self._probes.identities(own))
         return Device(
             link=str(self._links.path(volume_id)),
-            path=target,
+            path=path,
             kind="block",
             size=self._probes.size(own),
             identity=identities.pop() if len(identities) == 1 else "",

@@ -108,6 +108,19 @@ class Host(Protocol):
     def find(self, volume_id: str) -> Device | None:
         """Return the device behind tether's link, or None if there is no link, or nothing behind it."""
 
+    def device_at(self, volume_id: str, path: str, connection: Connection) -> Device | None:
+        """Return the device at a path, below any dm-crypt, if the connection leads to it here; otherwise None."""
+
+    def link(self, volume_id: str, path: str) -> Device:
+        """Make tether's link to a device that is connected already, through its dm-crypt if that is open. Repeatable.
+
+        Args:
+            path: the device, below any dm-crypt.
+        """
+
+    def unlink(self, volume_id: str) -> None:
+        """Remove tether's link, and nothing else. Repeatable."""
+
     def disconnect(self, volume_id: str, connection: Connection) -> None:
         """Log out and remove tether's link. Repeatable; works without the result of :meth:`connect`."""
 

@@ -61,6 +61,15 @@ class NetworkHost:
     def find(self, volume_id: str) -> Device | None:
         return None
 
+    def device_at(self, volume_id: str, path: str, connection: Connection) -> Device | None:
+        return None
+
+    def link(self, volume_id: str, path: str) -> Device:
+        self._refuse(volume_id)
+
+    def unlink(self, volume_id: str) -> None:
+        Links(self._settings.run_dir).remove(volume_id)
+
     def disconnect(self, volume_id: str, connection: Connection) -> None:
         self._refuse(volume_id)
 

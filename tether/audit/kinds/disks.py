@@ -78,7 +78,7 @@ def _real_source(survey: Survey, disk: Disk) -> str:
 def serial_mismatch(survey: Survey) -> Iterator[Drift]:
     """Yield disks with one volume's alias or link, and with another serial than that volume's."""
     for seat in survey.seats:
-        wrong = [disk for disk in seat.disks.values() if disk.serial != seat.volume_id]
+        wrong = [disk for scope, disk in seat.disks.items() if not _has_serial(seat, scope, disk)]
         if not wrong or survey.is_explained(seat.volume_id) or survey.seat_owner(seat) is Owner.NOVA:
             continue
         serial = wrong[0].serial or "none"
@@ -90,6 +90,13 @@ def serial_mismatch(survey: Survey) -> Iterator[Drift]:
             + (f"volume {survey.volume_name(serial)}" if UUID.fullmatch(serial) else f"something else ({serial})"),
             safe=look_at_server(seat.server),
         )
+
+
+def _has_serial(seat: Seat, scope: Scope, disk: Disk) -> bool:
+    """Return True if the disk has the volume's serial, or none where it was adopted without one."""
+    definition = seat.server.definition(scope)
+    adopted = definition is not None and seat.volume_id in definition.adopted
+    return disk.serial == seat.volume_id or (adopted and not disk.serial)
 
 
 def without_attachment(survey: Survey) -> Iterator[Drift]:
