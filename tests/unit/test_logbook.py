@@ -109,7 +109,7 @@ def test_every_barrier_has_its_fault_points(
     put(connection, flow, "a/1", states.RUNNING)
     put(connection, flow, "b/1", states.REVERTING)
     connection.write({}, what="job.end")
-    assert passed == [
+    assert [name for name in passed if not name.startswith("database.")] == [
         f"commit.{what}.{moment}" for what in ("a.act", "b.undo", "job.end") for moment in ("before", "after")
     ]
 
