@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,13 @@ class LiveBench(Bench):
                     self._known[known, variant] = world.books()
         return dict(self._known[kind, variant])
 
+    def volume_id(self, name: str) -> str:
+        """Return a volume's id, from Cinder's database."""
+        with closing(sqlite3.connect(f"file:{self.place.cinder_database}?mode=ro", uri=True, timeout=30)) as database:
+            query = "SELECT id FROM volumes WHERE display_name = ? AND NOT deleted"
+            row = database.execute(query, (name,)).fetchone()
+        return str(row[0])
+
     @staticmethod
     def _must(world: World, words: Sequence[str]) -> None:
         done = world.run(words)
@@ -112,14 +121,14 @@ class LiveWorld(World):
         return self.bench.place.ledger
 
     def books(self) -> dict[str, Any]:
-        """Return the books, in which every UUID that nobody knows beforehand is its number of appearance."""
+        """Return what the books say of the volume; a UUID that nobody knows beforehand is its number of appearance."""
         numbers: dict[str, str] = {}
-        text = json.dumps(self.bench.judge.snapshot(), sort_keys=True)
-        volumes = set(self.bench.judge.cinder()["volumes"])
+        volume = self.bench.volume_id(self.variant.volume)
+        text = json.dumps(self.bench.judge.snapshot(volume), sort_keys=True)
 
         def number(found: re.Match[str]) -> str:
             uuid = found.group()
-            return uuid if uuid in volumes else numbers.setdefault(uuid, f"<{len(numbers)}>")
+            return uuid if uuid == volume else numbers.setdefault(uuid, f"<{len(numbers)}>")
 
         return dict(json.loads(UUID.sub(number, text)))
 
