@@ -32,14 +32,14 @@ def test_an_attached_volume(sim: SimWorld, word: str) -> None:
     assert story["ledger"].startswith("guest1: mapping: attached as vdb")
     assert story["live"].startswith("guest1: disk: vdb ")
     assert story["since"].endswith("Z")
-    assert "attach to guest1: attached" in story["history"]
+    assert "attach of vol1 to guest1: attached" in story["history"]
     assert (story["drift"], story["next"]) == ("none", "nothing")
 
 
 def test_a_volume_that_tether_knows_nothing_about(sim: SimWorld) -> None:
     story = explain(sim, "vol3")
     assert story["cinder"] == "volume: available; attachments: none"
-    assert story["history"] == "no job of this ledger"
+    assert story["history"] == "no job that is open, or that anything here is from"
     assert story["next"] == "nothing"
 
 
@@ -129,3 +129,14 @@ def test_unread_books_are_said_and_the_rest_is_told(sim: SimWorld) -> None:
     story = json.loads(done.out)
     assert "nothing is known" in story["live"]
     assert story["next"] != "nothing"
+
+
+def test_a_server_tells_of_the_jobs_that_its_disks_are_from_in_lines_of_a_table(sim: SimWorld) -> None:
+    assert sim.tether("attach", "vol1", "guest1").code == DONE
+    assert sim.tether("attach", "vol2", "guest1").code == DONE
+    history = explain(sim, "guest1")["history"].splitlines()
+    assert [line for line in history if " of vol" in line] == [history[0], history[-1]]
+    assert "attach of vol2 to guest1: attached" in history[0]
+    shown = sim.tether("explain", "guest1").out
+    assert "\\n" not in shown
+    assert shown.count("attach of vol") == 2

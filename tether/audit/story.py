@@ -14,7 +14,7 @@ from tether.audit.survey import Survey, seconds
 from tether.errors import NotFound, UsageError
 from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
-from tether.persistence.overview import jobs_about
+from tether.persistence.overview import jobs_about, jobs_of
 
 #: Hexadecimal digits from which on a word may be the beginning of a job's id.
 SHORTEST_JOB = 4
@@ -84,7 +84,7 @@ def tell(survey: Survey, ledger: Ledger, logbook: Logbook, word: str) -> Story:
         names.unknown(survey, "volume, server or job", word)
     ((kind, key),) = found
     if kind == "server":
-        return _server(survey, logbook, key)
+        return _server(survey, ledger, logbook, key)
     if kind == "volume":
         return _volume(survey, logbook, key, jobs_about(ledger, [key])[::-1][:TOLD])
     job = ledger.job(key)
@@ -130,7 +130,7 @@ def _pairs(survey: Survey, logbook: Logbook, subject: str, ids: Sequence[str], *
     return Story(subject, books, since, jobs, steps, drifts, *_end(survey, drifts, volume_id))
 
 
-def _server(survey: Survey, logbook: Logbook, server_id: str) -> Story:
+def _server(survey: Survey, ledger: Ledger, logbook: Logbook, server_id: str) -> Story:
     server = survey.servers.get(server_id)
     volumes = sorted(
         {seat.volume_id for seat in survey.seats if seat.server.uuid == server_id}
@@ -143,7 +143,10 @@ def _server(survey: Survey, logbook: Logbook, server_id: str) -> Story:
         or ["none"],
     }
     drifts = [item for item in judge(survey) if item.server_id == server_id]
-    jobs = [job for job in survey.job_of.values() if job.server_id == server_id]
+    # Of the ended ones those that its mappings are from: the table has no index by server.
+    known = {row.job_id for (_volume, owner), row in survey.mapping_of.items() if owner == server_id}
+    open_ones = {job.id: job for job in survey.job_of.values() if job.server_id == server_id}
+    jobs = sorted((jobs_of(ledger, known) | open_ones).values(), key=lambda job: job.created_at, reverse=True)[:TOLD]
     steps = _steps(logbook, jobs[0]) if jobs else []
     subject = f"server {survey.server_name(server_id)} ({server_id})"
     return Story(subject, books, None, jobs, steps, drifts, *_end(survey, drifts, *volumes))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import ShowOne, job_state, moment
+from tether.cli.printable import Lines, one_line
 
 if TYPE_CHECKING:
     from tether.audit.story import Story
@@ -37,15 +39,19 @@ class Explain(ShowOne):
             self.app.say(f"tether: unread: {item.book}, {item.what}: {item.reason}")
         fields = {
             "about": story.subject,
-            **{book: "\n".join(lines) for book, lines in story.books.items()},
+            **{book: _lines(lines) for book, lines in story.books.items()},
             "since": moment(story.since),
-            "history": "\n".join(_history(story, survey.at)) or "no job of this ledger",
+            "history": _lines(_history(story, survey.at)) or "no job that is open, or that anything here is from",
             "verdict": story.verdict,
-            "drift": "\n".join(f"{item.kind}: {item.text}" for item in story.drifts) or "none",
+            "drift": _lines(f"{item.kind}: {item.text}" for item in story.drifts) or "none",
             "next": story.next or "nothing",
         }
         shown = {name: text for name, text in fields.items() if text}
         return tuple(shown), tuple(shown.values())
+
+
+def _lines(lines: Iterable[str]) -> Lines:
+    return Lines("\n".join(one_line(line) for line in lines))
 
 
 def _history(story: Story, now: float) -> list[str]:
@@ -70,4 +76,4 @@ def _history(story: Story, now: float) -> list[str]:
 
 def _told(job: Job, now: float) -> str:
     way = "from" if job.kind == "detach" else "to"
-    return f"{job.kind} {way} {job.server_name}: {job_state(job, live=job.is_live(now))}"
+    return f"{job.kind} of {job.volume_name} {way} {job.server_name}: {job_state(job, live=job.is_live(now))}"
