@@ -60,20 +60,16 @@ def test_nothing_is_left_half_done(
     assert bars == {"violations": 0, "points_without_case": 0}
 
 
-def test_a_violation_is_found_and_told(tmp_path: Path) -> None:
+def test_a_violation_is_found_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge that never finds anything would be worse than none."""
+    from tether.cli.main import main
     from tether.matrix.bench import Bench
     from tether.matrix.trial import Case, Trial
+    from tether.tasks.host import ConnectHost
 
-    def broken(words: list[str]) -> int:
-        from tether.cli.main import main
-        from tether.tasks.host import ConnectHost
-
-        ConnectHost.undo = lambda *_args, **_kwargs: None  # type: ignore[method-assign]  # in a child of its own
-        return main(words)
-
+    monkeypatch.setattr(ConnectHost, "undo", lambda *_args, **_kwargs: None)
     journey = next(each for each in journeys() if each.name == "attach compensate")
-    verdict = Trial(Bench(tmp_path, broken), journey, Case(journey.name, "plug-live.undo.after=kill")).run()
+    verdict = Trial(Bench(tmp_path, main), journey, Case(journey.name, "plug-live.undo.after=kill")).run()
     assert verdict.end == "rolled-back"
     assert any("/host/" in line for line in verdict.violations), verdict.violations
     assert "this host has a device of vol1, which is not exported" in verdict.violations
