@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from tests.postgresql import Server
-from tests.report import TierReport, read_checks
+from tests.report import TierReport, counted, read_checks
 from tether.matrix.figures import bar
 
 # As tether's main does: oslo.utils imports eventlet only to ask whether it has patched anything, and it warns.
 sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # None makes the import fail
+
+# A small run tries the same examples each time; the full one goes looking.
+hypothesis.settings.register_profile("tether", derandomize=bool(counted(1, 0)), deadline=None)
+hypothesis.settings.load_profile("tether")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,7 +36,7 @@ NAMES = [
 ]
 #: What turns a terminal's text around or away.
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u061c\u200e\u200f]")
-SEED = random.SystemRandom().randrange(10**6)
+SEED = counted(1, random.SystemRandom().randrange(10**6))
 
 
 def words() -> list[tuple[str, ...]]:

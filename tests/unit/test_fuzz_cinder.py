@@ -48,7 +48,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "veritas_hyperscale": {"name": "v"},
 }  # fmt: skip
 odd = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.just(SECRET), st.just("9" * 5000),
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=10), st.just(SECRET),
+    st.just("9" * 5000),
     st.lists(st.text(max_size=3), max_size=3), st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
     st.just("../../etc/passwd"), st.just("\ud800\0"),
 )  # fmt: skip

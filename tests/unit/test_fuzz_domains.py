@@ -100,7 +100,7 @@ disks = st.builds(
 controllers = st.builds(
     lambda kind, index, more: f"<controller type='{kind[0]}' model='{kind[1]}' index='{index}'>{more}</controller>",
     st.sampled_from([("pci", "pcie-root-port"), ("scsi", "virtio-scsi"), ("scsi", "lsilogic"), ("sata", "ahci")]),
-    st.one_of(st.integers(0, 33), st.sampled_from(["", "x", "-1"])),
+    st.one_of(st.integers(1, 33), st.sampled_from(["", "x", "-1"])),  # 0 is the root itself
     st.one_of(pci, st.just("<target hotplug='off'/>"), st.just("")),
 )  # fmt: skip
 others = st.builds(

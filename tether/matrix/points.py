@@ -36,12 +36,14 @@ OTHERS = {
 }
 
 #: Calls that change nothing.
-READS = ("show_", "list_", "find", "survey")
+READS = ("show_", "list_", "find", "survey", "device_at")
 #: The read that shows whether absence is a proof.
 BLIND = "cinder.show_volume"
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless
 #: a second passes between them (a machine that sleeps, say).
 RARE = ("cinder.unreserve",)
+#: Made by an adoption alone.
+ADOPTING = ("host.link", "host.unlink")
 _CALLS = {
     BLIND: ("blind",),
     **{f"host.{verb}": ("fail", "lost-reply", "late", "hang", "kill-helper") for verb in ("connect", "disconnect")},
@@ -91,7 +93,7 @@ def _all() -> Iterator[Point]:
             for step, _data in part.build(params).iter_nodes():
                 yield from _of_step(step, revertible=part.revertible)
     for call in CALLS:
-        if call == BLIND or not (call.partition(".")[2].startswith(READS) or call in RARE):
+        if call == BLIND or not (call.partition(".")[2].startswith(READS) or call in (*RARE, *ADOPTING)):
             yield Point(call, "call", call)
     for name, what in OTHERS.items():
         for moment in MOMENTS if name != "key.forget.rows" else MOMENTS[1:]:
