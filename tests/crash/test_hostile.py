@@ -135,6 +135,7 @@ def test_nothing_is_released_under_a_disk_that_came_back(sim: SimWorld, tmp_path
     live.write_text(without_disk)
     assert sim.tether("job", "resume", "--last", config=str(config)).code == DONE
     assert sim.books()["cinder"]["vol1"] == {
+        "id": "11111111-1111-4111-8111-111111111111",
         "status": "available",
         "attach_status": "detached",
         "attachments": [],
