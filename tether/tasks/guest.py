@@ -58,6 +58,11 @@ def undefine_secrets(run: Run) -> None:
     if is_shared(run):
         return
     run.refuse_while_held()
+    clear_secrets(run)
+
+
+def clear_secrets(run: Run) -> None:
+    """Undefine the volume's secrets and prove it; the caller has shown that nothing uses them."""
     for kind in SECRET_KINDS:
         use = SecretUse(kind, run.job.volume_id)
         if run.tools.guest.has_secret(use):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tether.adapters.cinder.model import Connection
-from tether.adapters.guest.model import SecretUse
 from tether.errors import FinalError, OperatorNeeded, UncertainError
-from tether.tasks.guest import SECRET_KINDS
+from tether.tasks.guest import clear_secrets
 from tether.tasks.host import is_shared
 from tether.tasks.repair import not_repaired
 from tether.tasks.run import Run
@@ -92,12 +91,7 @@ class ClearSecret(Step):
 
     def act(self) -> None:
         refuse_used(self.run)
-        for kind in SECRET_KINDS:
-            use = SecretUse(kind, self.job.volume_id)
-            if self.tools.guest.has_secret(use):
-                self.tools.guest.undefine_secret(use)
-                if self.tools.guest.has_secret(use):
-                    raise UncertainError(f"the libvirt secret of volume {self.job.volume_name} is still defined")
+        clear_secrets(self.run)
 
 
 class ClearHost(Step):
