@@ -152,6 +152,11 @@ class ShowOne(_Formatted, show.ShowOne):  # type: ignore[misc]  # two `run`s, on
     #: cliff's own place would change every other cliff program.
     formatter_namespace = "tether.formats.show"
 
+    @property
+    def is_machine(self) -> bool:
+        """True if the output is for a program, which wants lists as lists."""
+        return type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
+
 
 def moment(seconds: float | None) -> str:
     """Return a time as text, in UTC, or empty."""

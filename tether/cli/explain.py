@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import ShowOne, job_state, moment
@@ -39,19 +38,21 @@ class Explain(ShowOne):
             self.app.say(f"tether: unread: {item.book}, {item.what}: {item.reason}")
         fields = {
             "about": story.subject,
-            **{book: _lines(lines) for book, lines in story.books.items()},
+            **{book: self._list(lines, "") for book, lines in story.books.items()},
             "since": moment(story.since),
-            "history": _lines(_history(story, survey.at)) or "no job that is open, or that anything here is from",
+            "history": self._list(_history(story, survey.at), "no job that is open, or that anything here is from"),
             "verdict": story.verdict,
-            "drift": _lines(f"{item.kind}: {item.text}" for item in story.drifts) or "none",
+            "drift": self._list([f"{item.kind}: {item.text}" for item in story.drifts], "none"),
             "next": story.next or "nothing",
         }
-        shown = {name: text for name, text in fields.items() if text}
+        shown = {name: value for name, value in fields.items() if value or self.is_machine}
         return tuple(shown), tuple(shown.values())
 
-
-def _lines(lines: Iterable[str]) -> Lines:
-    return Lines("\n".join(one_line(line) for line in lines))
+    def _list(self, lines: list[str], none: str) -> list[str] | str:
+        """Return the lines for a program, or as the text of a table's cell."""
+        if self.is_machine:
+            return lines
+        return Lines("\n".join(one_line(line) for line in lines)) if lines else none
 
 
 def _history(story: Story, now: float) -> list[str]:

@@ -106,11 +106,6 @@ class ShowJob(_OneJob):
         }
         return tuple(fields), tuple(fields.values())
 
-    @property
-    def is_machine(self) -> bool:
-        """True if the output is for a program."""
-        return self.formatter is not None and type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
-
 
 def _owner_mark(book: Books, job: Job) -> str:
     """Return the mark that the attachment of an attach carries, or that a detach is about; empty if there is none."""
