@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.crash import judge
 from tests.crash.outsider import Outsider
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
+from tests.integration import drifts
 from tether.sim.cinder.seed import add_volume
 from tether.sim.guest import SimGuest
 from tether.sim.store import Store
@@ -182,6 +184,33 @@ def test_a_detach_of_what_everybody_has_forgotten_ends(sim: SimWorld) -> None:
         book["devices"], book["links"] = {}, {}
     assert sim.tether("job", "resume", "--last").code == DONE
     assert judge.diff(before, sim.books()) == []
+
+
+@pytest.mark.parametrize("dialect", ["attachments", "legacy"])
+@pytest.mark.parametrize("point", ["", "begin-detaching.act.before", "begin-detaching.act.after"])
+@pytest.mark.parametrize("verb", ["resume", "abort"])
+def test_a_status_that_is_somebody_elses_by_now_is_left_alone(
+    sim: SimWorld, point: str, dialect: str, verb: str
+) -> None:
+    """An administrator has reset the volume, and another tool has attached it: only what is ours is taken away."""
+    assert sim.tether("attach", "vol1", "guest1", "--dialect", dialect).code == DONE
+    drifts.forget_attachment(sim, VOL1)
+    theirs = drifts.row(sim, VOL1, "attached", str(uuid.uuid4()))
+    if point:
+        assert sim.tether("--fault", f"{point}=kill", "detach", "vol1", "guest1").code == KILLED
+        with drifts.book(sim, "cinder") as cinder:
+            cinder["volumes"][VOL1]["status"] = "detaching"  # they detach it
+        done = sim.tether("job", verb, "--last")
+    else:
+        done = sim.tether("detach", "vol1", "guest1")
+    assert done.code == DONE, done.err
+    with drifts.book(sim, "cinder") as cinder:
+        found = (
+            cinder["volumes"][VOL1]["status"],
+            {key for key, row in cinder["attachments"].items() if not row.get("deleted")},
+        )
+    assert found == ("detaching" if point else "in-use", {theirs})
+    assert (VOL1 in str(sim.books()["guests"])) == (point != "" and verb == "abort")
 
 
 def test_a_stranger_who_reserves_after_the_undo_keeps_the_volume(sim: SimWorld) -> None:

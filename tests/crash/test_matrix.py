@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash import test_kill_repair
-from tests.integration import test_adopt
 from tests.report import counted
 from tests.tree import ROOT
 from tether.cli.demo import PROGRAM
-from tether.matrix.journeys import FURTHER, VARIANTS, journeys
-from tether.matrix.points import ADOPTING, OTHERS, RARE, all_points
+from tether.flows.registry import CURRENT
+from tether.matrix.journeys import FURTHER, VARIANTS, flows, journeys
+from tether.matrix.points import OTHERS, RARE, all_points
 from tether.sim.script import CALLS
 from tether.tasks.step import Step
 
@@ -113,19 +112,11 @@ def steps(base: type[Step] = Step) -> Iterator[type[Step]]:
             yield from steps(each)
 
 
-def killed_elsewhere() -> set[str]:
-    """Return the steps of the adoption and the repairs, whose own tests kill them at each of their points."""
-    points = {*test_adopt.POINTS, *(point for _case, point, _step in test_kill_repair.POINTS)}
-    return {point.removeprefix("commit.").partition(".")[0] for point in points}
-
-
 def test_every_effect_has_its_points() -> None:
     found = list(steps())
     assert len(found) > 20
     for step in found:
         label = step.code.partition("/")[0]
-        if label in killed_elsewhere() or (not step.book and label not in {point.what for point in all_points()}):
-            continue
         assert f"{label}.act.before" in NAMES, step
         assert f"{label}.act.after" in NAMES, step
         if step.book:
@@ -136,7 +127,7 @@ def test_every_effect_has_its_points() -> None:
 
 
 def test_every_call_that_changes_something_is_in_the_list() -> None:
-    left = {call for call in CALLS if call not in NAMES} - {*RARE, *ADOPTING}
+    left = {call for call in CALLS if call not in NAMES} - set(RARE)
     assert all(re.search(r"\.(show_|list_|find|survey|device_at)", call) for call in left)
 
 
@@ -146,9 +137,13 @@ def test_every_point_has_something_that_can_go_wrong_there() -> None:
 
 
 def test_the_variants_are_named_apart() -> None:
-    names = [variant.name for variant in (*VARIANTS, *FURTHER)]
-    assert len(set(names)) == len(names)
+    for names in ([each.name for each in (*VARIANTS, *FURTHER)], [flow.name for flow in flows()]):
+        assert len(set(names)) == len(names)
     assert len({each.name for each in journeys()}) == len(journeys())
+
+
+def test_every_kind_of_job_is_broken() -> None:
+    assert {flow.kind for flow in flows()} == set(CURRENT)
 
 
 # -- the command ---------------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from tests.crash import judge
 from tests.crash.world import DONE, KILLED, ROLLED_BACK, SimWorld
 from tests.integration import byhand
 from tests.integration.byhand import VOLUMES, attached_by_hand, connected, disk, exported, plugged
-from tether.flows import adopt
-from tether.persistence.ledger import Params
 from tether.sim.domains import SEEDED as SERVERS
 from tether.sim.guest import SimGuest
 from tether.sim.host import SimHost
@@ -259,47 +257,7 @@ def test_what_is_not_proven_is_refused_with_the_evidence(sim: SimWorld, case: st
     assert judge.diff(before, sim.books()) == []
 
 
-# -- kills ---------------------------------------------------------------------------------------------------
-
-POINTS = [
-    f"{prefix}{step.code.partition('/')[0]}.{{}}.{moment}"
-    for step in adopt.steps(Params())[1]
-    if step.book
-    for prefix in ("commit.", "")
-    for moment in ("before", "after")
-]
-UNDONE = [point.format("undo") for point in POINTS if "finish" not in point]
-
-
-@pytest.mark.parametrize("point", [point.format("act") for point in POINTS])
-@pytest.mark.parametrize("verb", ["resume", "abort"])
-def test_an_adoption_that_is_killed_is_resumed_or_aborted(sim: SimWorld, point: str, verb: str) -> None:
-    attached_by_hand(sim)
-    by_hand = sim.books()
-    assert sim.tether("--fault", f"{point}=kill", "adopt", "vol1", "guest1").code == KILLED
-    done = sim.tether("job", verb, "--last")
-    assert done.code == DONE, done.err
-    if verb == "abort":
-        assert sim.jobs()[0] == ("adopt", "rolled-back")
-        assert judge.diff(by_hand, sim.books()) == []
-        assert _secrets(sim.directory / "tether.sqlite") == []
-        done = sim.tether("adopt", "vol1", "guest1")
-        assert done.code == DONE, done.err
-    assert sim.jobs()[0] == ("adopt", "attached")
-    assert row_of(sim)["state"] == "attached"
-    assert sim.tether("detach", "vol1", "guest1").code == DONE
-
-
-@pytest.mark.parametrize("point", UNDONE)
-def test_an_undo_of_an_adoption_that_is_killed_is_resumed(sim: SimWorld, point: str) -> None:
-    attached_by_hand(sim)
-    by_hand = sim.books()
-    killed = sim.tether("--fault", "finish-adoption.act.before=kill", "adopt", "vol1", "guest1")
-    assert killed.code == KILLED
-    assert sim.tether("--fault", f"{point}=kill", "job", "abort", "--last").code == KILLED
-    done = sim.tether("job", "resume", "--last")
-    assert done.code == ROLLED_BACK, done.err
-    assert judge.diff(by_hand, sim.books()) == []
+# -- undone ---------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_adoption_leaves_the_former_marks(sim: SimWorld) -> None:

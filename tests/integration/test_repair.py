@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.crash import judge
-from tests.crash.world import BLOCKED, DONE, SimWorld
+from tests.crash.world import BLOCKED, DONE, KILLED, SimWorld
 from tests.integration import drifts
 from tests.integration.drifts import DRIFTS, Expected
 from tether.audit.drift import Kind
@@ -292,3 +292,41 @@ def test_what_was_adopted_is_no_drift(sim: SimWorld) -> None:
     byhand.attached_by_hand(sim, serial="")
     assert sim.tether("adopt", "vol1", "guest1").code == DONE
     assert audit(sim) == []
+
+
+# -- killed: the fault matrix does it at every point -----------------------------------------------------------
+
+
+def killed(sim: SimWorld, volume: str, point: str) -> None:
+    done = sim.tether("--fault", f"{point}=kill", "repair", "--apply", "--volume", volume)
+    assert done.code == KILLED, done.err
+
+
+def test_a_device_that_a_guest_may_have_opened_is_not_taken_back(sim: SimWorld) -> None:
+    """A running guest has the disk: an abort leaves the connection, and says so."""
+    volume = drifts.missing_device(sim).volume_id
+    killed(sim, volume, "reconnect-host.act.after")
+    done = sim.tether("job", "abort", "--last")
+    assert done.code == BLOCKED, done.err
+    assert "is open" in done.err
+    assert volume in sim.books()["host"]["links"]
+
+
+@pytest.mark.parametrize("point", ["reexport-volume.act.before", "complete-attachment.act.before"])
+def test_past_its_pivot_a_repair_only_goes_forward(sim: SimWorld, point: str) -> None:
+    volume = drifts.disk_without_attachment(sim).volume_id
+    killed(sim, volume, point)
+    done = sim.tether("job", "abort", "--last")
+    assert done.code == 2, done.err
+    assert "past its pivot" in done.err
+    assert sim.tether("job", "resume", "--last").code == DONE
+    assert audit(sim) == []
+
+
+def test_a_kill_is_taken_up_by_the_next_repair(sim: SimWorld) -> None:
+    assert sim.tether("attach", drifts.VOL1, "stopped1").code == DONE
+    drifts.disconnect(sim, drifts.VOL1)
+    killed(sim, drifts.VOL1, "reconnect-host.act.after")
+    done = sim.tether("repair", "--apply", "-f", "json")
+    assert done.code == DONE, done.err
+    assert [row["action"] for row in json.loads(done.out)] == ["resume"]

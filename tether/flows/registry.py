@@ -47,13 +47,19 @@ _PARTS: dict[tuple[str, int], Sequence[Part]] = {
         Part("detach-release", detach.build_release, revertible=False),
     ),
     ("adopt", 1): (Part("adopt", adopt.build),),
-    ("repair-connect", 1): (Part("repair-connect", repair.build_connect),),
+    ("repair-connect", 1): (
+        Part("repair-connect", repair.build_connect),
+        Part("repair-renew", repair.build_renew, revertible=False),
+    ),
     ("repair-attach", 1): (
         Part("repair-reserve", repair.build_reserve),
         Part("repair-attach", repair.build_attach, revertible=False),
     ),
     ("repair-define", 1): (Part("repair-define", repair.build_define),),
-    ("repair-complete", 1): (Part("repair-complete", repair.build_complete),),
+    ("repair-complete", 1): (
+        Part("repair-status", repair.build_status),
+        Part("repair-complete", repair.build_complete, revertible=False),
+    ),
     ("repair-release", 1): (
         Part("repair-unused", repair.build_unused),
         Part("repair-release", repair.build_release, revertible=False),

@@ -16,22 +16,25 @@ Steps = list[type[Step]]
 
 
 def connect_steps(params: Params) -> Steps:
-    """Return the steps that connect a disk anew, or seal how it is reached by now.
+    """Return the steps that connect a disk anew, or take up how it is reached by now.
 
-    check-reachable, claim-mapping; reconnect-host (the pivot), verify-reconnected, reopen-encryption (encrypted) on
-    the host data path; renew-secret on the network's; finish-repair.
+    check-reachable, claim-mapping; reconnect-host, verify-reconnected, reopen-encryption (encrypted) on the host data
+    path.
     """
     on_host: Steps = [
         repair.ReconnectHost,
         repair.VerifyReconnected,
         *([repair.ReopenEncryption] if params.encrypted else []),
     ]
-    return [
-        repair.CheckReachable,
-        repair.ClaimMapping,
-        *(on_host if params.data_path == "host" else [repair.RenewSecret]),
-        repair.FinishRepair,
-    ]
+    return [repair.CheckReachable, repair.ClaimMapping, *(on_host if params.data_path == "host" else [])]
+
+
+def renew_steps(params: Params) -> Steps:
+    """Return the steps after it; they are retried, then block, and are never reverted.
+
+    renew-secret (network data path), finish-repair.
+    """
+    return [*([repair.RenewSecret] if params.data_path == "network" else []), repair.FinishRepair]
 
 
 def reserve_steps(_params: Params) -> Steps:
@@ -51,8 +54,7 @@ def attach_steps(params: Params) -> Steps:
         repair.ReexportVolume,
         repair.VerifySame,
         volume.CompleteAttachment,
-        *([repair.RenewSecret] if params.data_path == "network" else []),
-        repair.FinishRepair,
+        *renew_steps(params),
     ]
 
 
@@ -62,8 +64,8 @@ def define_steps(_params: Params) -> Steps:
 
 
 def complete_steps(_params: Params) -> Steps:
-    """Return the steps that bring a volume's status to in-use: check-status, settle-status."""
-    return [repair.CheckStatus, repair.SettleStatus]
+    """Return the steps that bring a volume's status to in-use, after check-status: read-attachment, settle-status."""
+    return [repair.ReadAttachment, repair.SettleStatus]
 
 
 def clean_steps(_params: Params) -> Steps:
@@ -77,6 +79,11 @@ def clean_steps(_params: Params) -> Steps:
 def build_connect(params: Params) -> graph_flow.Flow:
     """Return the flow ``repair-connect``."""
     return _after("repair-connect", [mapping.ReadVolume, mapping.ReadConnector], connect_steps(params))
+
+
+def build_renew(params: Params) -> graph_flow.Flow:
+    """Return the flow ``repair-renew``."""
+    return _after("repair-renew", [mapping.ReadConnector] if params.data_path == "network" else [], renew_steps(params))
 
 
 def build_reserve(params: Params) -> graph_flow.Flow:
@@ -99,6 +106,7 @@ def chained(name: str, steps: Callable[[Params], Steps]) -> Callable[[Params], g
 
 
 build_define = chained("repair-define", define_steps)
+build_status = chained("repair-status", lambda _params: [repair.CheckStatus])
 build_complete = chained("repair-complete", complete_steps)
 build_unused = chained("repair-unused", lambda _params: [release.CheckUnused])
 build_release = chained("repair-release", release_steps)

@@ -21,6 +21,7 @@ from typing import Any
 from tether import faults
 from tether.matrix import judge
 from tether.matrix.journeys import PLAIN, RESUME, Variant
+from tether.matrix.wrecks import WRECKS
 from tether.persistence import owner
 
 #: Runs one command line and returns its exit code.
@@ -60,6 +61,42 @@ class Outcome:
     passed: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a world is made.
+
+    Args:
+        of: the kind of world that it was before; empty for a new one.
+        words: the command that makes it, for a variant.
+        wreck: what somebody else has done to it.
+    """
+
+    of: str
+    words: Callable[[Variant], Sequence[str]] = lambda _variant: ()
+    wreck: Callable[[Path, str], None] | None = None
+
+
+def _lose_keys(world: Path, _volume_id: str) -> None:
+    (world / "keys").unlink()
+
+
+RECIPES = {
+    "bare": Recipe(""),
+    "fresh": Recipe("bare", lambda _variant: ("job", "list")),
+    "attached": Recipe("fresh", lambda variant: variant.attach),
+    "used": Recipe("attached", lambda variant: variant.detach),
+    "keyless": Recipe("attached", wreck=_lose_keys),
+    "adopted": Recipe("by-hand", lambda variant: ("adopt", variant.volume, variant.server)),
+    **{kind: Recipe("attached", wreck=wreck) for kind, wreck in WRECKS.items()},
+}
+
+
+def volume_id(world: Path, name: str) -> str:
+    """Return a volume's id."""
+    volumes = json.loads((world / "cinder.json").read_text())["volumes"].values()
+    return next(str(each["id"]) for each in volumes if each["name"] == name)
+
+
 class Bench:
     """The worlds that cases begin with, made once.
 
@@ -86,16 +123,15 @@ class Bench:
         place = self.directory / f"{kind}-{variant.name or 'plain'}"
         if place.exists():
             return place
-        before = {"bare": "", "fresh": "bare", "attached": "fresh", "used": "attached", "keyless": "attached"}[kind]
+        recipe = RECIPES[kind]
         making = self.directory / f"making-{kind}-{variant.name}-{os.getpid()}"
-        if before:
-            shutil.copytree(self.start(before, variant), making)
-        world = World(self, making, variant)
-        command = {"bare": ("sim", "create", str(making)), "fresh": ("job", "list"), "attached": variant.attach}
-        if kind == "keyless":
-            (making / "keys").unlink()
+        if recipe.of:
+            shutil.copytree(self.start(recipe.of, variant), making)
+        if recipe.wreck is not None:
+            recipe.wreck(making, volume_id(making, variant.volume))
         else:
-            done = world.run(command.get(kind, variant.detach))
+            words = ("sim", "create", str(making)) if not recipe.of else recipe.words(variant)
+            done = World(self, making, variant).run(words)
             if done.code != 0:
                 raise RuntimeError(f"no world to begin with: {done.said}")
         with contextlib.suppress(OSError):  # another process was quicker
@@ -112,6 +148,10 @@ class Bench:
     def books(self, kind: str, variant: Variant) -> dict[str, Any]:
         """Return the books of the world that cases begin with."""
         return World(self, self.start(kind, variant), variant).books()
+
+    def danger(self, kind: str, variant: Variant) -> list[str]:
+        """Return what is dangerous in the world that cases begin with."""
+        return World(self, self.start(kind, variant), variant).danger() if kind in WRECKS else []
 
 
 class World:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tether.matrix.bench import Bench, Program
-from tether.matrix.journeys import VARIANTS, Journey, journeys
+from tether.matrix.journeys import Journey, journeys
 from tether.matrix.live import LiveBench
 from tether.matrix.points import Point, all_points
 from tether.matrix.trial import Case, Trial, Verdict
@@ -120,27 +120,33 @@ class Campaign:
         """Return for each journey the points that its broken command passes, in order: each run once, undisturbed."""
         some = [each for each in self.journeys.values() if not wanted.flows or each.flow in wanted.flows]
         if self.live:
-            some = [each for each in some if each.about_job and each.variant.name in LIVE]
+            some = [each for each in some if each.kind in ("attach", "detach") and each.variant.name in LIVE]
         elif not wanted.everywhere and not wanted.flows:
-            some = [each for each in some if each.variant in VARIANTS]
+            some = [each for each in some if not each.further]
         found = dict(self._map(_scout, some))
         return {each.name: found[each.name] for each in some}
 
     def singles(self, passed: dict[str, list[str]], wanted: Wanted) -> list[Case]:
-        """Return the cases with one fault: for every phase, each point in the first journey that passes it."""
-        cases, seen = [], set()
+        """Return the cases with one fault.
+
+        For every phase each point in the first journey that passes it; kills in the first of each kind of job.
+        """
+        cases = []
+        seen: set[tuple[str, ...]] = set()
         for name, points in passed.items():
             journey = self.journeys[name]
             for each in points:
-                key = (journey.phase, journey.where, each)
                 if each not in self.points or (self.live and self.points[each].kind == "call"):
                     continue
-                if not wanted.everywhere and key in seen:
-                    continue
-                seen.add(key)
                 point = self.points[each]
+                place = (journey.phase, journey.where, each)
+                new = wanted.everywhere or place not in seen
+                killed = new or (journey.kind, *place) not in seen
+                seen |= {place, (journey.kind, *place)}
                 cases += [
-                    Case(name, f"{each}={action}") for action in point.actions if wanted.has(journey, point, action)
+                    Case(name, f"{each}={action}")
+                    for action in point.actions
+                    if (killed if action == "kill" else new) and wanted.has(journey, point, action)
                 ]
         return cases
 

@@ -45,17 +45,17 @@ class Variant:
 
 
 PLAIN = Variant()
-#: Between them they pass every point.
-VARIANTS = (
-    PLAIN,
-    Variant("encrypted", volume="secret1"),
-    Variant("network", data_path="network"),
-    Variant("legacy", dialect="legacy"),
-)
-#: These pass no point that none of the others passes.
+ENCRYPTED = Variant("encrypted", volume="secret1")
+NETWORK = Variant("network", data_path="network")
+LEGACY = Variant("legacy", dialect="legacy")
+STOPPED = Variant("stopped", server="stopped1")
+STOPPED_ENCRYPTED = Variant("stopped-encrypted", volume="secret1", server="stopped1")
+#: Between them, attach and detach pass every point of theirs.
+VARIANTS = (PLAIN, ENCRYPTED, NETWORK, LEGACY)
+#: In these they pass no point that they do not pass in one of the others.
 FURTHER = (
     Variant("encrypted-network", volume="secret1", data_path="network"),
-    Variant("stopped", server="stopped1"),
+    STOPPED,
     Variant("paused", server="paused1"),
     Variant("multiattach", volume="shared1"),
     Variant("legacy-network", dialect="legacy", data_path="network"),
@@ -88,27 +88,31 @@ class Journey:
         flow: what is broken: ``attach``, ``detach-legacy``, ``key rotate``, ….
         phase: *execute*, *resume*, *compensate* or *abort*.
         start: the world that it begins in: ``bare`` (no database yet), ``fresh``, ``attached``, ``used`` (attached and
-            detached) or ``keyless`` (attached, and the keys are lost).
-        before: commands that were interrupted before.
+            detached), ``keyless`` (attached, and the keys are lost), or one of :data:`tether.matrix.wrecks.WRECKS`.
+        done: the world that it ends in if nothing is rolled back.
         broken: the command in which a fault is to come.
-        about_job: it is a job that is broken; else the command is simply run again.
+        before: commands that were interrupted before.
+        kind: of the job that is broken; empty if the command has none, and is simply run again.
         undoing: only what is undone in the broken command counts, not what goes forward in it.
         where: tells journeys of one flow and phase apart.
         recovery: the command that is to end what the fault has left open.
         actions: what alone may go wrong; empty for all.
+        further: it passes no point that none of the others passes.
     """
 
     flow: str
     phase: str
     start: str
+    done: str
     broken: Command
     variant: Variant = PLAIN
     before: tuple[Command, ...] = ()
-    about_job: bool = True
+    kind: str = ""
     undoing: bool = False
     where: str = ""
     recovery: tuple[str, ...] = RESUME
     actions: tuple[str, ...] = ()
+    further: bool = False
 
     @property
     def name(self) -> str:
@@ -116,49 +120,110 @@ class Journey:
         return " ".join(filter(None, (self.flow, self.phase, self.where)))
 
 
+@dataclass(frozen=True)
+class Flow:
+    """A kind of job in one case, and where its journeys are interrupted before they are broken.
+
+    Args:
+        name: of which there is one.
+        words: the command that runs the job.
+        first: the first step with an effect.
+        last: the last step that is undone if it fails; empty if nothing is undone.
+        aborted: where a job is killed that is then turned back; empty if it never can be.
+    """
+
+    name: str
+    kind: str
+    start: str
+    done: str
+    variant: Variant
+    words: tuple[str, ...]
+    first: str
+    last: str
+    aborted: str
+    further: bool = False
+
+
 def journeys() -> list[Journey]:
     """Return all journeys; every point is passed in the broken command of at least one."""
-    return [*(each for variant in (*VARIANTS, *FURTHER) for each in _of_jobs(variant)), *_of_commands()]
+    return [*(journey for flow in flows() for journey in _of_flow(flow)), *_of_commands()]
 
 
-def _of_jobs(variant: Variant) -> Iterator[Journey]:
-    live, legacy = variant.server != "stopped1", "-legacy" if variant.dialect == "legacy" else ""
-    last = "plug-live" if live else "plug-persistent"
-    first, failing = "commit.create-mapping.act.before=kill", f"{last}.act.before=fail"
-    flow = partial(Journey, variant.flow("attach"), start="fresh", variant=variant)
-    failed = partial(flow, undoing=True)
-    yield flow("execute", broken=Command(variant.attach))
-    yield flow("resume", broken=Command(RESUME), before=(Command(variant.attach, (first,)),))
-    yield failed("compensate", broken=Command(variant.attach, (failing,)))
-    undoing = Command(variant.attach, (failing, f"{last}.undo.before=kill"))
-    yield failed("resume", broken=Command(RESUME), before=(undoing,), where="undoing")
-    if variant.server == "paused1":
-        return  # its live unplug cannot be carried out
-    done = Command(variant.attach, (f"finish-mapping{legacy}.act.after=kill",))
-    yield flow("abort", broken=Command(ABORT), before=(done,))
-    yield flow("abort", broken=Command(variant.attach), recovery=ABORT, actions=("kill",), where="after")
+def flows() -> Iterator[Flow]:
+    """Yield every kind of job, in every case that its flow is built for."""
+    for variant in (*VARIANTS, *FURTHER):
+        live, legacy = variant.server != "stopped1", "-legacy" if variant.dialect == "legacy" else ""
+        last = "plug-live" if live else "plug-persistent"
+        paused = variant.server == "paused1"  # its live unplug cannot be carried out
+        aborted = "-" if paused else f"finish-mapping{legacy}.act.after"
+        yield _flow("attach", variant, variant.attach, "fresh attached", f"create-mapping {last} {aborted}")
+        if not paused:
+            steps = "begin-detaching unplug-live unplug-live.act.before"
+            yield _flow("detach", variant, variant.detach, "attached fresh", steps)
+    for variant in (PLAIN, NETWORK, LEGACY):
+        words = ("adopt", variant.volume, variant.server)
+        steps = "adopt-mapping adopt-disk finish-adoption.act.before"
+        yield _flow("adopt", variant, words, "by-hand adopted", steps)
+    yield from _repairs()
 
-    first, failing = "commit.begin-detaching.act.before=kill", "unplug-live.act.before=fail"
-    flow = partial(Journey, variant.flow("detach"), start="attached", variant=variant)
-    failed = partial(flow, undoing=True)
-    yield flow("execute", broken=Command(variant.detach))
-    yield flow("resume", broken=Command(RESUME), before=(Command(variant.detach, (first,)),))
-    yield failed("compensate", broken=Command(variant.detach, (failing,)))
-    undoing = Command(variant.detach, (failing, "unplug-live.undo.before=kill"))
-    yield failed("resume", broken=Command(RESUME), before=(undoing,), where="undoing")
-    yield flow("abort", broken=Command(ABORT), before=(Command(variant.detach, ("unplug-live.act.before=kill",)),))
-    yield flow("abort", broken=Command(variant.detach), recovery=ABORT, actions=("kill",), where="after")
+
+def _repairs() -> Iterator[Flow]:
+    """Yield the repairs, each in a world in which an audit finds nothing else."""
+
+    def repair(kind: str, worlds: str, steps: str, variant: Variant = PLAIN) -> Flow:
+        words = ("repair", "--apply", "--volume", variant.volume)
+        return _flow(f"repair-{kind}", variant, words, worlds, steps)
+
+    for last, worlds, variant in (
+        ("reconnect-host", "rebooted attached", STOPPED),
+        ("reopen-encryption", "rebooted attached", STOPPED_ENCRYPTED),
+        ("claim-mapping", "moved attached", NETWORK),
+    ):
+        yield repair("connect", worlds, f"claim-mapping {last} {last}.act.after", variant)
+    for variant in (PLAIN, NETWORK):
+        yield repair("attach", "lost attached", "claim-mapping hold-attachment hold-attachment.act.after", variant)
+    for half in ("live-only", "persistent-only"):
+        yield repair("define", f"{half} attached", "plug-half plug-half plug-half.act.after", Variant(half))
+    yield repair("complete", "detaching attached", "settle-status - check-status.act.before")
+    for variant in (PLAIN, LEGACY):
+        yield repair("release", "unplugged fresh", "undefine-secret - check-unused.act.before", variant)
+    for variant in (PLAIN, ENCRYPTED, NETWORK):
+        yield repair("clean", "stray fresh", "clear-secret - check-stray.act.before", variant)
+
+
+def _flow(kind: str, variant: Variant, words: tuple[str, ...], worlds: str, steps: str) -> Flow:
+    start, done = worlds.split()
+    first, last, aborted = ("" if each == "-" else each for each in steps.split())
+    further = kind in ("attach", "detach") and variant in FURTHER
+    return Flow(variant.flow(kind), kind, start, done, variant, words, first, last, aborted, further)
+
+
+def _of_flow(flow: Flow) -> Iterator[Journey]:
+    made = partial(
+        Journey, flow.name, start=flow.start, done=flow.done, variant=flow.variant, kind=flow.kind, further=flow.further
+    )
+    failed = partial(made, undoing=True)
+    first, failing = f"commit.{flow.first}.act.before=kill", f"{flow.last}.act.before=fail"
+    yield made("execute", broken=Command(flow.words))
+    yield made("resume", broken=Command(RESUME), before=(Command(flow.words, (first,)),))
+    if flow.last:
+        yield failed("compensate", broken=Command(flow.words, (failing,)))
+        undoing = Command(flow.words, (failing, f"{flow.last}.undo.before=kill"))
+        yield failed("resume", broken=Command(RESUME), before=(undoing,), where="undoing")
+    if flow.aborted:
+        yield made("abort", broken=Command(ABORT), before=(Command(flow.words, (f"{flow.aborted}=kill",)),))
+        yield made("abort", broken=Command(flow.words), recovery=ABORT, actions=("kill",), where="after")
 
 
 def _of_commands() -> Iterator[Journey]:
-    def command(words: str, start: str, *before: str, variant: Variant = PLAIN) -> Journey:
+    def command(words: str, worlds: str, *before: str, variant: Variant = PLAIN) -> Journey:
         earlier = tuple(Command(tuple(each.split())) for each in before)
-        flow = " ".join(words.split()[:2])
-        return Journey(flow, "execute", start, Command(tuple(words.split())), variant, earlier, about_job=False)
+        flow, (start, done) = " ".join(words.split()[:2]), worlds.split()
+        return Journey(flow, "execute", start, done, Command(tuple(words.split())), variant, earlier)
 
-    network = next(each for each in VARIANTS if each.name == "network")
-    yield Journey("first attach", "execute", "bare", Command(PLAIN.attach))
-    yield command("db prune --older-than 0s", "used")
-    yield command("db upgrade", "bare")
-    yield command("key rotate", "attached", "key rotate", "key rotate", variant=network)
-    yield command("key forget", "keyless", variant=network)
+    first = Command(PLAIN.attach)
+    yield Journey("first attach", "execute", "bare", "attached", first, kind="attach")
+    yield command("db prune --older-than 0s", "used fresh")
+    yield command("db upgrade", "bare fresh")
+    yield command("key rotate", "attached attached", "key rotate", "key rotate", variant=NETWORK)
+    yield command("key forget", "keyless attached", variant=NETWORK)

@@ -103,7 +103,7 @@ def _cinder(book: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ledger(path: Path) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"mappings": [], "connections": [], "leases": []}
+    nothing: dict[str, Any] = {"mappings": [], "connections": [], "leases": [], "secrets": []}
     if not path.exists():
         return nothing
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
@@ -116,6 +116,10 @@ def _ledger(path: Path) -> dict[str, Any]:
                 "SELECT machine_id, volume_id, identity, path FROM tether_connections ORDER BY 1, 2"
             ).fetchall(),
             "leases": connection.execute("SELECT name FROM tether_leases").fetchall(),
+            "secrets": connection.execute(
+                "SELECT name, EXISTS (SELECT 1 FROM tether_mappings m WHERE m.job_id = s.job_id), count(*)"
+                " FROM tether_secrets s WHERE job_id != '' GROUP BY 1, 2 ORDER BY 1, 2"
+            ).fetchall(),
         }
 
 

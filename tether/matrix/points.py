@@ -13,15 +13,10 @@ from tether.tasks.step import Step
 
 MOMENTS = ("before", "after")
 
-#: The kinds of job whose flows are broken. An adoption and the repairs begin where somebody else has changed a book:
-#: their own tests make those worlds, and kill them at each of their points.
-KINDS = ("attach", "detach")
 #: Points outside a step, by the kind of thing that is written there.
 OTHERS = {
     "commit.job.begin": "a job is added, with its lease",
     "commit.job.end": "a job's end, with its lease given up",
-    "commit.attach.turn-back": "an abort of an attach is decided",
-    "commit.detach-guest.turn-back": "an abort of a detach is decided",
     "commit.prune": "a batch of ended jobs is deleted",
     "commit.upgrade": "the schema is made",
     "key.create": "the first key is written",
@@ -42,8 +37,6 @@ BLIND = "cinder.show_volume"
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless
 #: a second passes between them (a machine that sleeps, say).
 RARE = ("cinder.unreserve",)
-#: Made by an adoption alone.
-ADOPTING = ("host.link", "host.unlink")
 _CALLS = {
     BLIND: ("blind",),
     **{f"host.{verb}": ("fail", "lost-reply", "late", "hang", "kill-helper") for verb in ("connect", "disconnect")},
@@ -87,17 +80,24 @@ def all_points() -> list[Point]:
 
 def _all() -> Iterator[Point]:
     cases = itertools.product(("attachments", "legacy"), ("host", "network"), (False, True))
-    for (dialect, data_path, encrypted), kind in itertools.product(cases, KINDS):
+    for (dialect, data_path, encrypted), kind in itertools.product(cases, CURRENT):
         params = Params(dialect=dialect, data_path=data_path, encrypted=encrypted)
         for part in parts(kind, CURRENT[kind]):
-            for step, _data in part.build(params).iter_nodes():
-                yield from _of_step(step, revertible=part.revertible)
+            if part.revertible:
+                yield from _of_commit(f"commit.{part.name}.turn-back", f"an abort is decided in {part.name}")
+            steps = [step for step, _data in part.build(params).iter_nodes()]
+            for step in steps:  # what is alone in its flow has nothing after it that could fail
+                yield from _of_step(step, revertible=part.revertible and len(steps) > 1)
     for call in CALLS:
-        if call == BLIND or not (call.partition(".")[2].startswith(READS) or call in (*RARE, *ADOPTING)):
+        if call == BLIND or not (call.partition(".")[2].startswith(READS) or call in RARE):
             yield Point(call, "call", call)
     for name, what in OTHERS.items():
-        for moment in MOMENTS if name != "key.forget.rows" else MOMENTS[1:]:
-            yield Point(f"{name}.{moment}", "key" if name.startswith("key.") else "commit", what)
+        yield from _of_commit(name, what)
+
+
+def _of_commit(name: str, what: str) -> Iterator[Point]:
+    for moment in MOMENTS if name != "key.forget.rows" else MOMENTS[1:]:
+        yield Point(f"{name}.{moment}", "key" if name.startswith("key.") else "commit", what)
 
 
 def _of_step(step: Step, *, revertible: bool) -> Iterator[Point]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -21,6 +22,8 @@ ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
 CONFLICT = 2
 #: After these what was done is there to be found.
 FOUND = ("kill", "stop", "lost-reply", "late", "kill-helper", "disk-full", "database-gone", "clock-jump")
+#: Points of an effect's intent, and of the effect itself.
+EFFECT = re.compile(r"commit\..+\.act\.")
 #: The legacy dialect's reserve has no owner, so that after some faults nothing can tell whose the volume's status is:
 #: these words are in what such a job says then.
 NOBODYS = ("cannot be known", "cannot be told")
@@ -85,6 +88,7 @@ class Trial:
         self.case = case
         self.verdict = Verdict(case.name)
         self.world: World
+        self._effect_begun = False
 
     def run(self) -> Verdict:
         """Break, recover, judge."""
@@ -121,6 +125,9 @@ class Trial:
         self._say(broken.words, armed, done)
         if point not in done.passed:
             self._wrong(f"{point} was not passed")
+        else:
+            until = done.passed[: done.passed.index(point) + 1]
+            self._effect_begun = any(map(EFFECT.match, until))
         self._look()
         stopped = stopping and done.code is None
         if stopped:
@@ -150,7 +157,7 @@ class Trial:
         """Bring what is open to its end, by one command."""
         armed = (second,) if second else ()
         words = self.journey.broken.words
-        if self.journey.about_job:
+        if self.journey.kind:
             state, code = self._job()
             if state in ENDS:
                 self._fits(state, code)
@@ -170,7 +177,7 @@ class Trial:
         self.verdict.resumes += 1
         self.verdict.recovery += done.passed
         self._say(words, armed, done)
-        if not second and done.code not in ((0, 3, 4) if self.journey.about_job else (0,)):
+        if not second and done.code not in ((0, 3, 4) if self.journey.kind else (0,)):
             self._wrong(f"the recovery ended with {done.code}")
 
     def _job(self) -> tuple[str, int | None]:
@@ -181,11 +188,10 @@ class Trial:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
             if not database.execute("SELECT name FROM sqlite_master WHERE name = 'tether_jobs'").fetchall():
                 return "nothing", None
-            kind = self.journey.flow.partition("-")[0].rpartition(" ")[2]
             rows = database.execute(
                 "SELECT state, exit_code FROM tether_jobs WHERE kind = ? AND created_at >= ?"
                 " ORDER BY exit_code = 0, created_at",
-                (kind, self._begun),
+                (self.journey.kind, self._begun),
             ).fetchall()
         return (str(rows[-1][0]), rows[-1][1]) if rows else ("nothing", None)
 
@@ -197,14 +203,15 @@ class Trial:
 
     def _look(self) -> None:
         """See that at this moment nothing is cut off below one who may use it."""
-        self.verdict.violations += self.world.danger()
+        known = self.bench.danger(self.journey.start, self.journey.variant)
+        self.verdict.violations += [line for line in self.world.danger() if line not in known]
 
     def _judge(self) -> None:
         self.world.settle()
         self._look()
-        if not self.journey.about_job:
+        if not self.journey.kind:
             self.verdict.end = "repeated"
-            self._compare(self._repeated())
+            self._compare(self.journey.done)
             return
         state, code = self._job()
         self.verdict.end = state
@@ -218,17 +225,18 @@ class Trial:
                 self._fits(state, code)
             if state == "rolled-back" and self._goes_forward():
                 self._wrong("it was rolled back, although what it had done could be found")
-            self._compare({"attached": "attached", "detached": "fresh"}.get(state, self.journey.start))
+            self._compare(self.journey.start if state in ("rolled-back", "nothing") else self.journey.done)
 
     def _goes_forward(self) -> bool:
-        """Return True if nothing was refused: what was cut off or lost is then looked for, and gone on from."""
+        """Return True if nothing was refused: what was cut off or lost is then looked for, and gone on from.
+
+        Not where only reads came before: then there is nothing to find, and a job may as well end.
+        """
         point, _, action = self.case.fault.partition("=")
+        if not self._effect_begun:
+            return False
         forward = self.journey.phase in ("execute", "resume") and not self.journey.undoing and ".undo." not in point
         return forward and action in FOUND and not self.case.second
-
-    def _repeated(self) -> str:
-        """Return what world a command without a job must have left."""
-        return {"bare": "fresh", "used": "fresh", "keyless": "attached"}.get(self.journey.start, self.journey.start)
 
     def _compare(self, kind: str) -> None:
         """Hold the books against those of a world in which nothing went wrong."""

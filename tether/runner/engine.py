@@ -39,6 +39,7 @@ class Plan:
         steps: names of the steps.
         effects: names of the steps that have an effect: their start is durable before it.
         alone: names of the steps beside which no other can be under way; they need no thread of their own.
+        revertible: False past the job's pivot: what fails there, be it a read, blocks the job and undoes nothing.
         valid: an engine has found that every step gets what it needs; it is the same for every job.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     steps: frozenset[str]
     effects: frozenset[str]
     alone: frozenset[str]
+    revertible: bool
     valid: bool = False
 
 
@@ -70,7 +72,8 @@ def _plan(part: Part, case: Params) -> Plan:
         if len(nx.ancestors(graph, step)) + len(nx.descendants(graph, step)) + 1 == len(graph)
     }
     steps = frozenset(step.name for step in graph)
-    return Plan(flow, compiled, steps, frozenset(step.name for step in graph if step.book), frozenset(alone))
+    effects = frozenset(step.name for step in graph if step.book)
+    return Plan(flow, compiled, steps, effects, frozenset(alone), part.revertible)
 
 
 class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
@@ -81,7 +84,7 @@ class StepEngine(ActionEngine):  # type: ignore[misc]  # taskflow has no types
         self._plan = plan
         self._compiler = plan.compiler
         self._validated = plan.valid
-        self._task_executor = StepExecutor(run, plan.alone, pool)
+        self._task_executor = StepExecutor(run, plan, pool)
 
     def validate(self) -> None:
         if not self._plan.valid:
@@ -101,9 +104,9 @@ class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
     as it is, to be taken up again.
     """
 
-    def __init__(self, run: Run, alone: frozenset[str], pool: Executor) -> None:
+    def __init__(self, run: Run, plan: Plan, pool: Executor) -> None:
         self._run = run
-        self._alone = alone
+        self._plan = plan
         self._pool = pool
         self._steps: dict[str, Step] = {}
 
@@ -133,28 +136,28 @@ class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
         if step is None:
             step = self._steps[task.name] = task.bound(self._run)
         future: Future[Any]
-        if at_once or task.name in self._alone:
+        if at_once or task.name in self._plan.alone:
             future = Future()
-            future.set_result((outcome, _judged(step, outcome, work)))
+            future.set_result((outcome, self._judged(step, outcome, work)))
         else:
-            future = self._pool.submit(lambda: (outcome, _judged(step, outcome, work)))
+            future = self._pool.submit(lambda: (outcome, self._judged(step, outcome, work)))
             self._run.futures.append(future)
         future.atom = task  # type: ignore[attr-defined]  # by which the engine knows it
         return future
 
-
-def _judged(step: Step, outcome: str, work: Callable[[Step], Any]) -> Any:
-    try:
-        return work(step)
-    except Exception as error:  # the border of a step, as TaskFlow's own executors draw it
-        if outcome == REVERTED:
-            raise Blocked(step.code, error, undoing=True) from error
-        step.run.failed(step.code, error)
-        lost = isinstance(error, AttachmentLost)
-        waiting = step.pending_blocks and isinstance(error, UncertainError)
-        if isinstance(error, OperatorNeeded) or waiting or (step.forward_only and not lost):
-            raise Blocked(step.code, error, undoing=False) from error
-        return Failure()
+    def _judged(self, step: Step, outcome: str, work: Callable[[Step], Any]) -> Any:
+        try:
+            return work(step)
+        except Exception as error:  # the border of a step, as TaskFlow's own executors draw it
+            if outcome == REVERTED:
+                raise Blocked(step.code, error, undoing=True) from error
+            step.run.failed(step.code, error)
+            lost = isinstance(error, AttachmentLost)
+            waiting = step.pending_blocks and isinstance(error, UncertainError)
+            forward = not self._plan.revertible or (step.forward_only and not lost)
+            if isinstance(error, OperatorNeeded) or waiting or forward:
+                raise Blocked(step.code, error, undoing=False) from error
+            return Failure()
 
 
 class StepStorage(Storage):  # type: ignore[misc]  # taskflow has no types

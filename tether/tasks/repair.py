@@ -375,9 +375,8 @@ class CheckStatus(Step):
     """
 
     code = "check-status/1"
-    gives = "attachment_id"
 
-    def act(self) -> str:
+    def act(self) -> None:
         mapping = attached_row(self.run)
         server = self.run.see_server()
         wanted = [scope for scope in Scope if server.definition(scope) is not None]
@@ -393,7 +392,6 @@ class CheckStatus(Step):
             raise not_repaired(self.run, f"Cinder says that it is {status}, which no operation of Cinder's puts right")
         if row.status not in {"attached", "attaching"}:
             raise not_repaired(self.run, f"Cinder has its attachment {row.id} as {row.status}")
-        return row.id
 
 
 class SettleStatus(Step):

@@ -250,7 +250,7 @@ class BeginDetaching(Step):
     """Tell Cinder that a detach begins; a plain volume becomes *detaching*.
 
     Effect: os-begin_detaching; not for multiattach, where the volume has other users, nor for a volume that was
-    reset to *available* in Cinder.
+    reset to *available* in Cinder, or is somebody else's since.
     Key: none in Cinder: the status has no owner.
     Compensation: os-roll_detaching; in the legacy dialect only if our own answer is recorded, since nothing
     else shows that the status is ours.
@@ -263,19 +263,20 @@ class BeginDetaching(Step):
     book = "cinder"
 
     def act(self) -> str:
-        if self.job.params.multiattach or self._status() == "available":
-            return "not-needed"  # other users, or reset in Cinder: then there is no status to protect
+        if not self._guarded():
+            return "not-needed"
         self.tools.cinder.begin_detaching(self.job.volume_id)
         return "recorded"
 
     def look(self) -> str | None:
-        if self.job.params.multiattach:
+        status = self._guarded()
+        if not status:
             return "not-needed"
-        return "seen" if self._status() == "detaching" else None
+        return "seen" if status == "detaching" else None
 
     def undo(self, result: str | None) -> None:
         ours = result in {"recorded", "seen"} or self.in_doubt
-        if not ours or self._status() != "detaching":
+        if not ours or self._guarded() != "detaching":
             return
         if self.job.params.dialect == "legacy" and result != "recorded":
             raise OperatorNeeded(
@@ -288,6 +289,16 @@ class BeginDetaching(Step):
         status = self._status()
         if status != "in-use":
             raise UncertainError(f"volume {self.job.volume_name} is {status} after os-roll_detaching")
+
+    def _guarded(self) -> str:
+        """Return the status that a detach of ours changes; empty if there is none, or it is somebody else's."""
+        if self.job.params.multiattach:
+            return ""
+        volume = self.tools.cinder.show_volume(self.job.volume_id)
+        mapping = self.tools.ledger.mapping(self.job.volume_id, self.job.server_id)
+        ids = [attachment_id for _owner, attachment_id in volume.attached_to]
+        theirs = bool(ids) and mapping is not None and mapping.attachment_id not in ids
+        return "" if volume.status == "available" or theirs else volume.status
 
     def _status(self) -> str:
         return self.tools.cinder.show_volume(self.job.volume_id).status
