@@ -86,6 +86,7 @@ RECIPES = {
     "attached": Recipe("fresh", lambda variant: variant.attach),
     "used": Recipe("attached", lambda variant: variant.detach),
     "keyless": Recipe("attached", wreck=_lose_keys),
+    "forgotten": Recipe("keyless", lambda _variant: ("key", "forget")),
     "adopted": Recipe("by-hand", lambda variant: ("adopt", variant.volume, variant.server)),
     **{kind: Recipe("attached", wreck=wreck) for kind, wreck in WRECKS.items()},
 }

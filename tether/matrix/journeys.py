@@ -226,4 +226,4 @@ def _of_commands() -> Iterator[Journey]:
     yield command("db prune --older-than 0s", "used fresh")
     yield command("db upgrade", "bare fresh")
     yield command("key rotate", "attached attached", "key rotate", "key rotate", variant=NETWORK)
-    yield command("key forget", "keyless attached", variant=NETWORK)
+    yield command("key forget", "keyless forgotten", variant=NETWORK)
