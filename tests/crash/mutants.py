@@ -15,6 +15,7 @@ import ast
 import functools
 import inspect
 import random
+import re
 import sys
 import textwrap
 import time
@@ -35,6 +36,8 @@ from tether.tasks import volume
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 
+#: What a case says in which the fault did not come.
+NOT_BROKEN = re.compile("was not passed$|^it did not begin as it should")
 #: Mutants that no case can show, and why.
 ARGUED: dict[str, str] = {}
 
@@ -203,9 +206,9 @@ def hunt(mutant: Mutant, cases: list[Case], whole: Campaign, jobs: int) -> tuple
         for future in as_completed(futures):
             verdict = future.result()
             tried += 1
-            # A mutant without an intent does not pass the points around it: that alone shows nothing.
-            wrong = [line for line in verdict.violations if not line.endswith("was not passed")]
-            if wrong:
+            # A mutant without an intent does not pass the points around it: a case that needs them shows nothing.
+            wrong = verdict.violations
+            if wrong and not any(NOT_BROKEN.search(line) for line in wrong):
                 for each in futures:
                     each.cancel()
                 return f"{verdict.case}: {wrong[0][:160]}", tried

@@ -48,6 +48,7 @@ class Wanted:
         """Return True if this cell is asked for; a point by its beginning too."""
         return (
             (not journey.actions or action in journey.actions)
+            and point.name.startswith(journey.points)
             and (not self.flows or journey.flow in self.flows)
             and (not self.points or any(f"{point.name}.".startswith(f"{each}.") for each in self.points))
             and (not self.actions or action in self.actions)

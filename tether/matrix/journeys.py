@@ -97,6 +97,7 @@ class Journey:
         where: tells journeys of one flow and phase apart.
         recovery: the command that is to end what the fault has left open.
         actions: what alone may go wrong; empty for all.
+        points: where alone, by the beginning of their names; empty for everywhere.
         further: it passes no point that none of the others passes.
     """
 
@@ -112,6 +113,7 @@ class Journey:
     where: str = ""
     recovery: tuple[str, ...] = RESUME
     actions: tuple[str, ...] = ()
+    points: str = ""
     further: bool = False
 
     @property
@@ -223,6 +225,13 @@ def _of_commands() -> Iterator[Journey]:
 
     first = Command(PLAIN.attach)
     yield Journey("first attach", "execute", "bare", "attached", first, kind="attach")
+    interrupted = Command(PLAIN.attach, ("commit.connect-host.act.before=uncertain",))
+    asleep = Command(PLAIN.attach, ("connect-host.act.before=clock-jump",))
+    own = partial(Journey, "attach", "execute", "fresh", "attached", kind="attach")
+    yield own(interrupted, where="interrupted", points="commit.job.leave")
+    # Its clock is an hour ahead already: there is no lease of its that lapses while it is stopped.
+    awake = ("kill", "uncertain", "lost-reply", "database-gone", "disk-full")
+    yield own(asleep, where="asleep", points="commit.job.renew", actions=awake)
     yield command("db prune --older-than 0s", "used fresh")
     yield command("db upgrade", "bare fresh")
     yield command("key rotate", "attached attached", "key rotate", "key rotate", variant=NETWORK)

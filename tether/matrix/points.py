@@ -17,6 +17,8 @@ MOMENTS = ("before", "after")
 OTHERS = {
     "commit.job.begin": "a job is added, with its lease",
     "commit.job.end": "a job's end, with its lease given up",
+    "commit.job.leave": "a run is interrupted, and its job left to be resumed",
+    "commit.job.renew": "a lease is taken anew that has lapsed, while the machine slept",
     "commit.prune": "a batch of ended jobs is deleted",
     "commit.upgrade": "the schema is made",
     "key.create": "the first key is written",

@@ -182,7 +182,7 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
         """Write columns of the job's row, together with all that is dirty of its flows.
 
         Args:
-            what: the name of the fault points around it; empty for none.
+            what: the name of the fault points around it; empty for none, where it is only sooner than it must be.
 
         Raises:
             LostLease: another runner has taken the job over.
@@ -224,7 +224,10 @@ class JobConnection(base.Connection):  # type: ignore[misc]  # taskflow has no t
             raise Interrupted(error.message) from error
 
     def flush_due(self) -> None:
-        """Write what a finished step has left, if a sibling of it is still under way."""
+        """Write what a finished step has left, if a sibling of it is still under way.
+
+        No fault point: in no flow of today has a step with an effect a sibling.
+        """
         with self._lock:
             due = any(flow.dirty for flow in self._flows.values())
         if due:

@@ -59,7 +59,7 @@ class Hold:
         """
         if not self.run.lost and now >= self.renewed_at + self.lease.ttl:
             try:
-                self.connection.write({})
+                self.connection.write({}, what="job.renew")
                 self.renewed_at = now
             except LostLease:
                 self.run.lost = True

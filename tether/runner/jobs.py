@@ -412,7 +412,7 @@ class Runner:
         columns = job_columns(**values) | {"runner": None, "asked": None}
         if "state" in values and values["state"] != "blocked":
             columns["finished_at"] = self.tools.clock.time()
-        connection.write(columns, what="job.end" if "state" in values else "")
+        connection.write(columns, what="job.end" if "state" in values else "job.leave")
         if "finished_at" not in columns:
             return self.tools.ledger.job(job.id)
         return replace(job, runner=None, asked=None, finished_at=columns["finished_at"], **values)
