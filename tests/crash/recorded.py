@@ -1,7 +1,7 @@
 """Records jobs that were stopped at every step, so that later releases can be shown to resume them.
 
-``python -m tests.crash.recorded`` writes ``tests/data/SCHEMA-attach-V-detach-V.tar.xz`` for the present schema and flow
-versions. A file that is there already is never changed: it is what that release has written.
+``python -m tests.crash.recorded`` writes ``tests/data/SCHEMA-KIND-VERSION.tar.xz`` for each kind of job at the present
+schema and flow version. A file that is there already is never changed: it is what that release has written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sqlite3
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,22 +16,22 @@ from pathlib import Path
 
 from tests.crash.world import DONE, KILLED, SimWorld
 from tests.tree import ROOT
-from tether.flows import attach, detach
-from tether.flows.registry import CURRENT
+from tether.flows.registry import CURRENT, parts
+from tether.matrix.bench import volume_id
+from tether.matrix.journeys import Flow, flows
+from tether.matrix.wrecks import WRECKS
 from tether.persistence import schema
 from tether.persistence.ledger import Params
-from tether.tasks.step import Step
 
 DATA = ROOT / "tests/data"
 #: Recorded worlds hold paths, so that each lies where it was recorded.
 PLACE = Path("/tmp/tether-recorded")
-VOLUME, SERVER = "vol1", "guest1"
 FRESH = "fresh"
 
 
-def archive() -> Path:
-    """Return the file of the present schema and flow versions."""
-    return DATA / f"{schema.HEAD}-attach-{CURRENT['attach']}-detach-{CURRENT['detach']}.tar.xz"
+def archive(kind: str) -> Path:
+    """Return the file of a kind of job at the present schema and version."""
+    return DATA / f"{schema.HEAD}-{kind}-{CURRENT[kind]}.tar.xz"
 
 
 @contextmanager
@@ -48,16 +47,24 @@ def place() -> Iterator[Path]:
             shutil.rmtree(PLACE)
 
 
-def stops() -> Iterator[tuple[str, str, str]]:
-    """Yield kind, dialect and step of everything that is recorded: every step that has an effect."""
-    for dialect in ("attachments", "legacy"):
-        params = Params(dialect=dialect)
-        kinds: dict[str, list[type[Step]]] = {
-            "attach": attach.steps(params)[1],
-            "detach": [*detach.guest_steps(), *detach.release_steps(params)],
-        }
-        for kind, steps in kinds.items():
-            yield from ((kind, dialect, step.code.partition("/")[0]) for step in steps if step.book)
+def stops(kind: str) -> dict[str, tuple[Flow, str]]:
+    """Return by its name everything that is recorded of a kind: a flow, and each of its steps that has an effect.
+
+    A step of one dialect is recorded in the first flow that has it.
+    """
+    found: dict[str, tuple[Flow, str]] = {}
+    seen = set()
+    for flow in flows():
+        params = Params(
+            dialect=flow.variant.dialect, data_path=flow.variant.data_path, encrypted=flow.variant.volume == "secret1"
+        )
+        built = [part.build(params) for part in parts(kind, CURRENT[kind])] if flow.kind == kind else []
+        for step in (step for part in built for step, _data in part.iter_nodes()):
+            key = (flow.start, params.dialect, step.label)
+            if step.book and key not in seen:
+                seen.add(key)
+                found[f"{flow.name} {step.label}"] = flow, step.label
+    return found
 
 
 def own(sim: SimWorld, machine_id: str, boot_id: str) -> None:
@@ -71,30 +78,44 @@ def own(sim: SimWorld, machine_id: str, boot_id: str) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def record(file: Path) -> int:
-    """Record everything into a file; return how many jobs there are in it."""
-    count = 0
+def begin(directory: Path, flow: Flow) -> SimWorld:
+    """Make the world in which a flow begins."""
+    sim = SimWorld(directory / "world", flow.variant.data_path)
+    assert sim.tether("job", "list").code == DONE
+    if flow.start != FRESH:
+        assert sim.tether(*flow.variant.attach).code == DONE
+    if flow.start in WRECKS:
+        WRECKS[flow.start](sim.directory, volume_id(sim.directory, flow.variant.volume))
+    return sim
+
+
+def record(file: Path, kind: str) -> int:
+    """Record a kind of job into a file; return how many jobs there are in it."""
     with tarfile.open(file, "w:xz") as out:
-        for kind, dialect, step in [(FRESH, "", ""), *stops()]:
+        with place() as directory:
+            assert SimWorld(directory / "world").tether("job", "list").code == DONE
+            out.add(directory, arcname=FRESH)
+        for name, (flow, step) in stops(kind).items():
             with place() as directory:
-                sim = SimWorld(directory / "world")
-                assert sim.tether("job", "list").code == DONE
-                if kind == "detach":
-                    assert sim.tether("attach", VOLUME, SERVER, "--dialect", dialect).code == DONE
-                if kind != FRESH:
-                    words = (kind, VOLUME, SERVER, *(("--dialect", dialect) if kind == "attach" else ()))
-                    done = sim.tether("--fault", f"{step}.act.before=kill", *words)
-                    assert done.code == KILLED, done.err
-                    own(sim, "recorded", "recorded")
-                out.add(directory, arcname="-".join(filter(None, (kind, dialect, step))))
-            count += kind != FRESH
-    return count
+                sim = begin(directory, flow)
+                done = sim.tether("--fault", f"{step}.act.before=kill", *flow.words)
+                assert done.code == KILLED, done.err
+                own(sim, "recorded", "recorded")
+                out.add(directory, arcname=name)
+    return len(stops(kind))
+
+
+def main() -> None:
+    """Record what is not there yet."""
+    for kind in CURRENT:
+        if archive(kind).exists():
+            print(f"{archive(kind).name}: there already")
+            continue
+        unfinished = archive(kind).with_suffix(".new")
+        count = record(unfinished, kind)
+        unfinished.rename(archive(kind))
+        print(f"{archive(kind).name}: {count} jobs")
 
 
 if __name__ == "__main__":
-    if archive().exists():
-        sys.exit(f"{archive().name} is there already")
-    unfinished = archive().with_suffix(".new")
-    count = record(unfinished)
-    unfinished.rename(archive())
-    print(f"{archive().name}: {count} jobs")
+    main()
