@@ -34,12 +34,14 @@ ACTIONS = {
     "database-gone": "the database does not answer for a while",
     "clock-jump": "this process's clock is an hour ahead from here on",
     "late": "no answer, and it happens a little later",
+    "cut-off": "SIGKILL of this process while it waits for the answer, and it happens a little later",
     "hang": "no answer until the caller's patience is over, and it does not happen",
     "blind": "from here on Cinder shows this process nothing of the project, as with a wrong token",
     "kill-helper": "the helper that carries it out is killed when it is done, before it answers",
 }
-CALL_ACTIONS = ("fail", "lost-reply", "late", "hang", "blind", "kill-helper")
-POINT_ACTIONS = tuple(action for action in ACTIONS if action not in ("late", "hang", "blind", "kill-helper"))
+_OF_CALLS = ("late", "cut-off", "hang", "blind", "kill-helper")
+CALL_ACTIONS = ("fail", "lost-reply", *_OF_CALLS)
+POINT_ACTIONS = tuple(action for action in ACTIONS if action not in _OF_CALLS)
 #: Where calls of the embedded world begin.
 BOOKS = ("cinder", "host", "guest")
 

@@ -34,6 +34,7 @@ run_dir = /run/tether-matrix
 data_path = {data_path}
 lease_ttl = {lease_ttl}
 [cinder]
+owner_mark = {owner_mark}
 rpc_response_timeout = 0.3
 settle_margin = 0.1
 [libvirt]
@@ -196,7 +197,9 @@ class World:
 
     def options(self, config: Path, words: Sequence[str]) -> list[str]:
         """Return the global options of a command; ``config`` is a file to be written for it."""
-        config.write_text(PACE.format(data_path=self.variant.data_path, lease_ttl=self.lease))
+        config.write_text(
+            PACE.format(data_path=self.variant.data_path, owner_mark=self.variant.owner_mark, lease_ttl=self.lease)
+        )
         world = [] if words[:2] == ("sim", "create") else ["--sim", str(self.directory)]
         return ["--config-file", str(config), *world]
 

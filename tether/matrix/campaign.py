@@ -28,7 +28,7 @@ R = TypeVar("R")
 LIVE = ("network",)
 
 #: Faults after which something is left to recover, and with it the points that a second fault can be at.
-LEAVING = ("kill", "stop", "database-gone", "disk-full")
+LEAVING = ("kill", "cut-off", "stop", "database-gone", "disk-full")
 
 
 @dataclass(frozen=True)

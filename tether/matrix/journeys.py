@@ -20,7 +20,7 @@ class Variant:
 
     Args:
         name: empty for the plain one.
-        data_path: the setting.
+        data_path: the setting; ``owner_mark`` too.
     """
 
     name: str = ""
@@ -28,10 +28,16 @@ class Variant:
     server: str = "guest1"
     dialect: str = "attachments"
     data_path: str = "host"
+    owner_mark: str = "auto"
 
     def flow(self, kind: str) -> str:
         """Return the name of a kind of job in this case."""
         return f"{kind}-{self.name}" if self.name else kind
+
+    @property
+    def has_owner(self) -> bool:
+        """True if what is reserved in Cinder says whose it is; if not, after some faults nothing can tell."""
+        return self.dialect == "attachments" and self.owner_mark != "off"
 
     @property
     def attach(self) -> tuple[str, ...]:
@@ -58,6 +64,7 @@ FURTHER = (
     STOPPED,
     Variant("paused", server="paused1"),
     Variant("multiattach", volume="shared1"),
+    Variant("unmarked", owner_mark="off"),
     Variant("legacy-network", dialect="legacy", data_path="network"),
 )
 
@@ -214,7 +221,7 @@ def _of_flow(flow: Flow) -> Iterator[Journey]:
         yield failed("resume", broken=Command(RESUME), before=(undoing,), where="undoing")
     if flow.aborted:
         yield made("abort", broken=Command(ABORT), before=(Command(flow.words, (f"{flow.aborted}=kill",)),))
-        yield made("abort", broken=Command(flow.words), recovery=ABORT, actions=("kill",), where="after")
+        yield made("abort", broken=Command(flow.words), recovery=ABORT, actions=("kill", "cut-off"), where="after")
 
 
 def _of_commands() -> Iterator[Journey]:

@@ -41,7 +41,10 @@ BLIND = "cinder.show_volume"
 RARE = ("cinder.unreserve",)
 _CALLS = {
     BLIND: ("blind",),
-    **{f"host.{verb}": ("fail", "lost-reply", "late", "hang", "kill-helper") for verb in ("connect", "disconnect")},
+    **{
+        f"host.{verb}": ("fail", "lost-reply", "late", "cut-off", "hang", "kill-helper")
+        for verb in ("connect", "disconnect")
+    },
 }
 
 
@@ -64,7 +67,7 @@ class Point:
         """What may go wrong here; the others would be the same as one of these, or cannot be."""
         after = self.name.endswith(".after")
         if self.kind == "call":
-            return _CALLS.get(self.name, ("fail", "lost-reply", "late", "hang"))
+            return _CALLS.get(self.name, ("fail", "lost-reply", "late", "cut-off", "hang"))
         process = ("kill", "stop", "clock-jump", "lost-reply" if after else "uncertain")
         if self.kind == "effect":
             return (*process, "fail")

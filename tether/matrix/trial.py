@@ -21,12 +21,11 @@ from tether.matrix.journeys import ABORT, KILLED, RESUME, Journey
 ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
 CONFLICT = 2
 #: After these what was done is there to be found.
-FOUND = ("kill", "stop", "lost-reply", "late", "kill-helper", "disk-full", "database-gone", "clock-jump")
+FOUND = ("kill", "stop", "lost-reply", "late", "cut-off", "kill-helper", "disk-full", "database-gone", "clock-jump")
 #: Points of an effect's intent, and of the effect itself.
 EFFECT = re.compile(r"commit\..+\.act\.")
-#: The legacy dialect's reserve has no owner, so that after some faults nothing can tell whose the volume's status is:
-#: these words are in what such a job says then.
-NOBODYS = ("cannot be known", "cannot be told")
+#: What has no owner in Cinder is after some faults nobody's: these words are in what such a job says then.
+NOBODYS = ("cannot be known", "cannot be told", "may be this job's or a stranger's")
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ class Trial:
         if state not in (*ENDS, "nothing"):
             self._wrong(f"the job is {state}")
         elif state == "blocked":
-            if not (self.journey.variant.dialect == "legacy" and any(each in self.verdict.log for each in NOBODYS)):
+            if self.journey.variant.has_owner or not any(each in self.verdict.log for each in NOBODYS):
                 self._wrong("it is blocked, although everything answers")
         else:
             if state != "nothing":

@@ -64,9 +64,8 @@ class Leases:
             self._journal.write(now)
         except LostLease:
             return None
-        if job.runner is not None and fenced:  # it lets go of the server too; a dead one's is free anyway
-            with self._database.write() as connection:
-                connection.execute(sa.delete(leases).where(leases.c.token == job.runner.token))
+        if job.runner is not None:
+            self._free_servers(job.runner.token)
         return Lease(job.id, job.generation + 1, self.ttl)
 
     @property
@@ -131,6 +130,15 @@ class Leases:
                     raise held(name.replace(":", " "), "another runner", job)
         except IntegrityError as error:  # somebody else was quicker to take the free one
             raise held(name.replace(":", " "), "another runner", job) from error
+
+    def _free_servers(self, token: str) -> None:
+        """Let go of what a runner held that is no more."""
+        mine = leases.c.token == token
+        with self._database.read() as connection:
+            if connection.execute(sa.select(leases.c.name).where(mine)).first() is None:
+                return
+        with self._database.write() as connection:
+            connection.execute(sa.delete(leases).where(mine))
 
     @contextmanager
     def held(self, name: str, *, wait: float, job: str = "") -> Iterator[None]:

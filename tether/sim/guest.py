@@ -275,6 +275,7 @@ class SimGuest:
             act()
         elif action == "late" and later is not None:
             later(self._clock.time() + scripted.seconds)
+        scripted.sent()
         raise UncertainError(
             f"libvirt did not answer {verb} in time (scripted)", hint="read the server again before deciding"
         )

@@ -255,7 +255,8 @@ class SimHost:
         if scripted and action == "late" and pending is not None:
             with self._open() as book:
                 book["pending"].append({**pending, "due": self._clock.time() + scripted.seconds})
-        if action in ("timeout", "late"):
+        if scripted and action in ("timeout", "late"):
+            scripted.sent()
             raise _no_answer(call, volume_id)
         if action == "kill-helper":
             self._lose_helper(lambda: self._change(effect))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 
@@ -21,8 +23,8 @@ ACTIONS = {
     "ignore": "guest.unplug_live only: the guest does not answer; the request stays until its next reset",
 }
 
-#: Seconds until what an injected fault makes late is carried out: less than any settle time.
-SOON = 0.1
+#: Seconds until what an injected fault makes late is carried out: little less than the shortest settle times in use.
+SOON = {"cinder": 0.3, "host": 0.12, "guest": 0.12}
 
 UNPLUG_ONLY = ("refuse", "ignore")
 LAST_STATUS = 599
@@ -94,6 +96,7 @@ class Scripted:
         skip: how many calls pass before it starts.
         seconds: for ``late`` and ``slow``.
         status: the HTTP status of a ``fail`` of Cinder.
+        fatal: the caller is killed while it waits for the answer of a ``late`` one.
     """
 
     call: str
@@ -102,6 +105,12 @@ class Scripted:
     skip: int = 0
     seconds: float = 0.0
     status: int = 400
+    fatal: bool = False
+
+    def sent(self) -> None:
+        """Say that what comes late is on its way."""
+        if self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def add(store: Store, scripted: Scripted) -> None:
@@ -133,7 +142,8 @@ def take(store: Store, call: str) -> Scripted | None:
     """
     fault = faults.taken(call)
     if fault is not None:
-        return Scripted(call, "timeout" if fault.action == "hang" else fault.action, seconds=SOON)
+        action = {"hang": "timeout", "cut-off": "late"}.get(fault.action, fault.action)
+        return Scripted(call, action, seconds=SOON[call.partition(".")[0]], fatal=fault.action == "cut-off")
     if not any(item["call"] == call for item in store.read("script").get("failures", [])):
         return None
     with store.change("script") as book:

@@ -68,6 +68,8 @@ class SimTransport(BaseAdapter):
             for part in ("PATH_INFO", "QUERY_STRING"):
                 environ[part] = _UUID.sub(_NOBODYS, environ[part])
         response = self._call(request, environ)
+        if scripted:
+            scripted.sent()
         if scripted and action == "lost-reply":
             raise requests.exceptions.ReadTimeout(f"{scripted.call} timed out", request=request)
         return response
