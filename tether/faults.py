@@ -37,9 +37,11 @@ ACTIONS = {
     "cut-off": "SIGKILL of this process while it waits for the answer, and it happens a little later",
     "hang": "no answer until the caller's patience is over, and it does not happen",
     "blind": "from here on Cinder shows this process nothing of the project, as with a wrong token",
+    "refuse": "the guest refuses to let a disk go",
+    "ignore": "the guest does not answer, and may let the disk go until it is started anew",
     "kill-helper": "the helper that carries it out is killed when it is done, before it answers",
 }
-_OF_CALLS = ("late", "cut-off", "hang", "blind", "kill-helper")
+_OF_CALLS = ("late", "cut-off", "hang", "blind", "kill-helper", "refuse", "ignore")
 CALL_ACTIONS = ("fail", "lost-reply", *_OF_CALLS)
 POINT_ACTIONS = tuple(action for action in ACTIONS if action not in _OF_CALLS)
 #: Where calls of the embedded world begin.

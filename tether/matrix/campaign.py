@@ -140,6 +140,8 @@ class Campaign:
                 if each not in self.points or (self.live and self.points[each].kind == "call"):
                     continue
                 point = self.points[each]
+                if point.what in journey.variant.void and not wanted.everywhere:
+                    continue
                 place = (journey.phase, journey.where, each)
                 new = wanted.everywhere or place not in seen
                 killed = new or (journey.kind, *place) not in seen

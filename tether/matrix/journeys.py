@@ -35,6 +35,11 @@ class Variant:
         return f"{kind}-{self.name}" if self.name else kind
 
     @property
+    def void(self) -> tuple[str, ...]:
+        """Steps that have nothing to do in this case, although the flow has them: secrets are for QEMU's own paths."""
+        return ("define-secret", "undefine-secret", "clear-secret") if self.data_path == "host" else ()
+
+    @property
     def has_owner(self) -> bool:
         """True if what is reserved in Cinder says whose it is; if not, after some faults nothing can tell."""
         return self.dialect == "attachments" and self.owner_mark != "off"
@@ -194,7 +199,7 @@ def _repairs() -> Iterator[Flow]:
     for half in ("live-only", "persistent-only"):
         yield repair("define", f"{half} attached", "plug-half plug-half plug-half.act.after", Variant(half))
     yield repair("complete", "detaching attached", "settle-status - check-status.act.before")
-    for variant in (PLAIN, LEGACY):
+    for variant in (PLAIN, NETWORK, LEGACY):
         yield repair("release", "unplugged fresh", "undefine-secret - check-unused.act.before", variant)
     for variant in (PLAIN, ENCRYPTED, NETWORK):
         yield repair("clean", "stray fresh", "clear-secret - check-stray.act.before", variant)

@@ -39,8 +39,10 @@ BLIND = "cinder.show_volume"
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless
 #: a second passes between them (a machine that sleeps, say).
 RARE = ("cinder.unreserve",)
+_CALL = ("fail", "lost-reply", "late", "cut-off", "hang")
 _CALLS = {
     BLIND: ("blind",),
+    "guest.unplug_live": (*_CALL, "refuse", "ignore"),
     **{
         f"host.{verb}": ("fail", "lost-reply", "late", "cut-off", "hang", "kill-helper")
         for verb in ("connect", "disconnect")
@@ -67,7 +69,7 @@ class Point:
         """What may go wrong here; the others would be the same as one of these, or cannot be."""
         after = self.name.endswith(".after")
         if self.kind == "call":
-            return _CALLS.get(self.name, ("fail", "lost-reply", "late", "cut-off", "hang"))
+            return _CALLS.get(self.name, _CALL)
         process = ("kill", "stop", "clock-jump", "lost-reply" if after else "uncertain")
         if self.kind == "effect":
             return (*process, "fail")
