@@ -40,6 +40,14 @@ def elsewhere(sim: SimWorld) -> None:
     assert sim.tether("attach", "vol1", "guest2").code == 0
 
 
+def reset(sim: SimWorld) -> None:
+    """An administrator resets the state of a volume that guest2 has."""
+    elsewhere(sim)
+    with Store(sim.directory).change("cinder") as book:
+        book["attachments"].clear()
+        book["volumes"][VOL1].update(status="available", attach_status="detached")
+
+
 def crashed(sim: SimWorld) -> None:
     path = sim.directory / "guests" / GUEST1 / "state.json"
     path.write_text(path.read_text().replace('"running"', '"crashed"'))
@@ -95,6 +103,9 @@ REFUSALS = {
     ),
     "volume attached to another server": Refusal(
         elsewhere, "attach vol1 guest1", 3, ("vol1", "in use", "server guest2", "tether detach vol1 guest2")
+    ),
+    "volume attached to another server, and reset in Cinder": Refusal(
+        reset, "attach vol1 guest1", 3, ("server guest2", "two servers", "tether detach vol1 guest2", "tether repair")
     ),
     "volume reserved by somebody": Refusal(volume(status="reserved"), "attach vol1 guest1", 3, ("vol1", "reserved")),
     "volume attaching elsewhere": Refusal(volume(status="attaching"), "attach vol1 guest1", 3, ("vol1", "attaching")),

@@ -121,6 +121,8 @@ def check_volume(run: Run, volume: Volume) -> None:
         raise FinalError(
             f"volume {name} is multiattach and encrypted, which Cinder does not support together", resource=where
         )
+    if volume.status == "available" and not volume.multiattach:
+        _refuse_reset(run, volume)
     if volume.status == "available" or (volume.multiattach and volume.status in {"in-use", "reserved", "attaching"}):
         return
     if volume.status == "in-use":
@@ -134,6 +136,20 @@ def check_volume(run: Run, volume: Volume) -> None:
     raise FinalError(
         f"volume {name} is in status {volume.status}, not available", resource=where, hint="wait until it is available"
     )
+
+
+def _refuse_reset(run: Run, volume: Volume) -> None:
+    """Raise FinalError if another server still has the volume, although somebody has reset its status in Cinder."""
+    for row in run.tools.ledger.list_mappings(volume_id=volume.id):
+        if row.server_id != run.job.server_id:
+            name, server = volume.name or volume.id, run.tools.ledger.job_of(row).server_name
+            raise FinalError(
+                f"volume {name} is attached to server {server}, although Cinder says that it is available: two"
+                " servers would write to it",
+                resource=f"volume {volume.id}",
+                hint=f"detach it there first: tether detach {name} {server}; or put Cinder right: tether repair --apply"
+                f" --volume {name}",
+            )
 
 
 def check_project(run: Run, volume: Volume) -> None:
