@@ -39,9 +39,10 @@ ACTIONS = {
     "blind": "from here on Cinder shows this process nothing of the project, as with a wrong token",
     "refuse": "the guest refuses to let a disk go",
     "ignore": "the guest does not answer, and may let the disk go until it is started anew",
+    "not-done": "answered as done, and it is not",
     "kill-helper": "the helper that carries it out is killed when it is done, before it answers",
 }
-_OF_CALLS = ("late", "cut-off", "hang", "blind", "kill-helper", "refuse", "ignore")
+_OF_CALLS = ("late", "cut-off", "hang", "blind", "kill-helper", "not-done", "refuse", "ignore")
 CALL_ACTIONS = ("fail", "lost-reply", *_OF_CALLS)
 POINT_ACTIONS = tuple(action for action in ACTIONS if action not in _OF_CALLS)
 #: Where calls of the embedded world begin.

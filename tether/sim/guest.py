@@ -267,6 +267,8 @@ class SimGuest:
             return act()
         if action == "fail":
             raise FinalError(f"libvirt refused {verb} (scripted)", hint="this is a scripted failure: try again")
+        if action == "not-done":
+            return None  # type: ignore[return-value]  # as the calls that it is for
         if action in ("refuse", "ignore"):
             if special is None:
                 raise UsageError(f"guest.{verb} cannot be scripted to {action}", hint="only guest.unplug_live can")

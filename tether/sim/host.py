@@ -258,6 +258,8 @@ class SimHost:
         if scripted and action in ("timeout", "late"):
             scripted.sent()
             raise _no_answer(call, volume_id)
+        if action == "not-done":
+            return
         if action == "kill-helper":
             self._lose_helper(lambda: self._change(effect))
             raise _no_answer(call, volume_id)
