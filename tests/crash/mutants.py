@@ -43,6 +43,8 @@ from tether.tasks import volume
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 
+#: The matrix's single faults, and those where nothing in Cinder says whose a reservation is.
+CASES = (Wanted(), Wanted(flows=("attach-unmarked",), everywhere=True))
 #: What a case says in which the fault did not come.
 NOT_BROKEN = re.compile("was not passed$|^it did not begin as it should")
 #: Mutants that no case can show, and why.
@@ -298,8 +300,7 @@ def main() -> int:
     whole = Campaign(_program, jobs=asked.jobs)
     left = []
     try:
-        wanted = Wanted()
-        singles = whole.singles(whole.scout(wanted), wanted)
+        singles = [case for wanted in CASES for case in whole.singles(whole.scout(wanted), wanted)]
         whole.rest()
         for mutant in todo:
             begun = time.monotonic()
