@@ -225,7 +225,7 @@ def hunt(mutant: Mutant, cases: list[Case], whole: Campaign, jobs: int) -> tuple
 
 
 #: What the state machine plays for one mutant.
-SEEDS, EXAMPLES, STEPS = (1, 2), 30, 20
+SEEDS, EXAMPLES, STEPS = (1,), 30, 20
 
 
 def played(mutant: Mutant) -> str:
