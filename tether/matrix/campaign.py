@@ -167,7 +167,9 @@ class Campaign:
             for case, verdict in firsts
             if case.fault.endswith(LEAVING)
             for point in dict.fromkeys(verdict.recovery)
-            if point in self.points and self.points[point].kind != "read"
+            if point in self.points
+            and self.points[point].kind != "read"
+            and self._second_actions(self.journeys[case.journey], self.points[point], wanted)
         ]
         chance.shuffle(pairs)
         needed: list[tuple[Case, str]] = []
@@ -180,10 +182,11 @@ class Campaign:
                 second.add(name)
         taken = set(needed)
         rest = [pair for pair in pairs if pair not in taken]
+        drawn = (needed + rest)[: max(count, len(needed))]
         return [
             Case(case.journey, case.fault, f"{name}={chance.choice(actions)}")
-            for case, name in (needed + rest)[: max(count, len(needed))]
-            if (actions := self._second_actions(self.journeys[case.journey], self.points[name], wanted))
+            for case, name in drawn
+            for actions in [self._second_actions(self.journeys[case.journey], self.points[name], wanted)]
         ]
 
     def _second_actions(self, journey: Journey, point: Point, wanted: Wanted) -> list[str]:
