@@ -154,7 +154,7 @@ def test_what_never_began_is_not_undone_although_taskflow_reverts_it(jobs: Jobs)
     """TaskFlow reverts, all at once, what was about to begin when a step beside it failed."""
     plan = plan_of(part("f", A, B), a_job().params)
     run = Run(jobs.runner.tools, a_job())
-    executor = StepExecutor(run, plan.alone, jobs.runner.pool)
+    executor = StepExecutor(run, plan, jobs.runner.pool)
     first, second = sorted((atom for atom, _data in plan.flow.iter_nodes()), key=lambda atom: atom.name)
     assert executor.execute_task(first, "1", {}).result() == (EXECUTED, {"made": "a"})
     for atom in (first, second):
