@@ -168,6 +168,8 @@ class Plug(Step):
 
     def unplug(self, scope: Scope) -> None:
         """Take this job's disk and mark out of a definition, and prove it."""
+        # A plug that was cut off may still come: without its mark nobody would know the disk as ours.
+        self.run.wait_quiet(self.book)
         with self.run.server_lease():
             server = self.run.see_server()
             definition = server.definition(scope)
