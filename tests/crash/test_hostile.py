@@ -13,6 +13,7 @@ from tests.crash import judge
 from tests.crash.outsider import Outsider
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
 from tests.integration import drifts
+from tether.matrix import wrecks
 from tether.sim.cinder.seed import add_volume
 from tether.sim.guest import SimGuest
 from tether.sim.store import Store
@@ -194,7 +195,7 @@ def test_a_status_that_is_somebody_elses_by_now_is_left_alone(
 ) -> None:
     """An administrator has reset the volume, and another tool has attached it: only what is ours is taken away."""
     assert sim.tether("attach", "vol1", "guest1", "--dialect", dialect).code == DONE
-    drifts.forget_attachment(sim, VOL1)
+    wrecks.lost(sim.directory, VOL1)
     theirs = drifts.row(sim, VOL1, "attached", str(uuid.uuid4()))
     if point:
         assert sim.tether("--fault", f"{point}=kill", "detach", "vol1", "guest1").code == KILLED

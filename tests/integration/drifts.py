@@ -18,13 +18,13 @@ from xml.etree import ElementTree as ET
 
 from tests.crash.world import DONE, KILLED, SimWorld
 from tether.audit.drift import Kind
+from tether.matrix import wrecks
 
 VOL1 = "11111111-1111-4111-8111-111111111111"
 GUEST1 = "9e570000-0000-4000-8000-000000000001"
 GUEST2 = "9e570000-0000-4000-8000-000000000002"
 NAMES = {"guest1": GUEST1, "guest2": GUEST2}
-SCOPES = ("live", "persistent")
-MARKS = "{https://tether.dev/xmlns/1}"
+SCOPES = wrecks.SCOPES
 
 
 @dataclass(frozen=True)
@@ -115,26 +115,6 @@ def row(sim: SimWorld, volume_id: str, status: str, instance: str | None = None,
     return str(found["id"])
 
 
-def forget_attachment(sim: SimWorld, volume_id: str) -> None:
-    """Delete the volume's attachments, as an administrator's reset-state does."""
-    with book(sim, "cinder") as cinder:
-        rows = cinder["attachments"]
-        cinder["attachments"] = {key: item for key, item in rows.items() if item["volume_id"] != volume_id}
-        cinder["volumes"][volume_id].update(status="available", attach_status="detached")
-
-
-def remove_disk(sim: SimWorld, volume_id: str, server: str, *scopes: str) -> None:
-    """Take the disk and tether's mark out, as ``virsh detach-disk`` and an edit would."""
-    for scope in scopes or SCOPES:
-        with domain(sim, server, scope) as root:
-            devices = root.find("devices")
-            assert devices is not None
-            devices.remove(disk_of(root, volume_id))
-            for marks in root.iter(f"{MARKS}volumes"):
-                for mark in [item for item in marks if item.get("id") == volume_id]:
-                    marks.remove(mark)
-
-
 def disk_of(root: ET.Element, volume_id: str) -> ET.Element:
     """Return the disk with the volume's alias."""
     found = [
@@ -160,13 +140,6 @@ def hand_made(target: str, source: str, serial: str = "") -> str:
         f"<disk type='block' device='disk'><source dev='{source}'/><target dev='{target}' bus='scsi'/>{number}"
         "<address type='drive' controller='7' bus='0' target='0' unit='7'/></disk>"
     )
-
-
-def disconnect(sim: SimWorld, volume_id: str) -> None:
-    """Take all of the host's side away, as a reboot does."""
-    with book(sim, "host") as host:
-        for part in ("devices", "links", "crypt"):
-            host[part].pop(volume_id, None)
 
 
 def hold(sim: SimWorld, part: str, volume_id: str, what: Any) -> None:
@@ -232,13 +205,13 @@ def blocked_job(sim: SimWorld) -> Expected:
 
 def disk_without_attachment(sim: SimWorld) -> Expected:
     volume = attached(sim, "disk-without-attachment")
-    forget_attachment(sim, volume)
+    wrecks.lost(sim.directory, volume)
     return Expected(Kind.DISK_WITHOUT_ATTACHMENT, volume, "guest1")
 
 
 def missing_device(sim: SimWorld) -> Expected:
     volume = attached(sim, "missing-device")
-    disconnect(sim, volume)
+    wrecks.rebooted(sim.directory, volume)
     return Expected(Kind.MISSING_DEVICE, volume, "guest1")
 
 
@@ -253,13 +226,13 @@ def stale_connection(sim: SimWorld) -> Expected:
 
 def live_only_disk(sim: SimWorld) -> Expected:
     volume = attached(sim, "live-only")
-    remove_disk(sim, volume, "guest1", "persistent")
+    wrecks.live_only(sim.directory, volume)
     return Expected(Kind.LIVE_ONLY_DISK, volume, "guest1")
 
 
 def persistent_only_disk(sim: SimWorld) -> Expected:
     volume = attached(sim, "persistent-only")
-    remove_disk(sim, volume, "guest1", "live")
+    wrecks.persistent_only(sim.directory, volume)
     return Expected(Kind.PERSISTENT_ONLY_DISK, volume, "guest1")
 
 
@@ -282,15 +255,15 @@ def foreign_disk(sim: SimWorld) -> Expected:
 
 def attachment_without_disk(sim: SimWorld) -> Expected:
     volume = attached(sim, "attachment-without-disk")
-    remove_disk(sim, volume, "guest1")
+    wrecks.unplugged(sim.directory, volume)
     return Expected(Kind.ATTACHMENT_WITHOUT_DISK, volume, "guest1")
 
 
 def mapping_without_anything(sim: SimWorld) -> Expected:
     volume = attached(sim, "mapping-without-anything")
-    remove_disk(sim, volume, "guest1")
-    forget_attachment(sim, volume)
-    disconnect(sim, volume)
+    wrecks.unplugged(sim.directory, volume)
+    wrecks.lost(sim.directory, volume)
+    wrecks.rebooted(sim.directory, volume)
     return Expected(Kind.MAPPING_WITHOUT_ANYTHING, volume, "guest1")
 
 

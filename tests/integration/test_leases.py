@@ -99,6 +99,30 @@ def test_a_process_of_another_host_is_never_taken_for_dead_but_may_be_fenced(boo
     assert take(books, "k", fenced=True).generation == 2
 
 
+@pytest.mark.parametrize("crash", ["", "journal"])
+def test_the_server_of_a_fenced_runner_is_free_although_who_takes_over_is_killed(books: Books, crash: str) -> None:
+    """Nobody could say any more whose it was, once the job is another's."""
+    theirs = Leases(books.database, SystemClock(), -1.0, replace(Owner.current(), **FAR))
+    books.held_job(theirs, id="j")
+    theirs._take_server("server:s", "j")
+    mine = books.another(**EARLIER)
+    if crash:
+        mine._free_servers = _killed  # type: ignore[assignment,method-assign]
+        with pytest.raises(Killed):
+            take(books, "j", mine, fenced=True)
+    take(books, "j", fenced=True)
+    with books.leases.held("server:s", wait=0.0):
+        pass
+
+
+class Killed(BaseException):
+    pass
+
+
+def _killed(_token: str) -> None:
+    raise Killed
+
+
 @pytest.mark.parametrize("who", [EARLIER, {"start_time": 1}], ids=["of an earlier boot", "whose pid was used again"])
 def test_a_process_that_cannot_run_any_more_is_dead(books: Books, who: dict[str, Any]) -> None:
     books.held_job(books.another(**who), id="j")

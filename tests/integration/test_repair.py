@@ -15,6 +15,7 @@ from tests.crash.world import BLOCKED, DONE, KILLED, SimWorld
 from tests.integration import drifts
 from tests.integration.drifts import DRIFTS, Expected
 from tether.audit.drift import Kind
+from tether.matrix import wrecks
 
 DRIFT = 7
 
@@ -205,7 +206,7 @@ USERS = {
 @pytest.mark.parametrize("kind", [Kind.ATTACHMENT_WITHOUT_DISK, Kind.UNUSED_DEVICE], ids=str)
 def test_what_may_be_in_use_is_never_freed(sim: SimWorld, kind: Kind, user: str) -> None:
     volume = drifts.attached(sim, "in-use")
-    drifts.remove_disk(sim, volume, "guest1")
+    wrecks.unplugged(sim.directory, volume)
     if kind is Kind.UNUSED_DEVICE:
         drifts.execute(sim, "DELETE FROM tether_mappings WHERE volume_id = ?", volume)
     USERS[user](sim, volume)
@@ -219,7 +220,7 @@ def test_what_may_be_in_use_is_never_freed(sim: SimWorld, kind: Kind, user: str)
 def test_a_guest_that_gets_the_disk_before_the_job_frees_it_keeps_it(sim: SimWorld) -> None:
     """Between the proof and the effect: the job stands where it is, and says who has it."""
     volume = drifts.attached(sim, "in-use")
-    drifts.remove_disk(sim, volume, "guest1")
+    wrecks.unplugged(sim.directory, volume)
     drifts.execute(sim, "DELETE FROM tether_mappings WHERE volume_id = ?", volume)
     assert sim.tether("--fault", "commit.clear-host.act.before=kill", "repair", "--apply").code == 137
     _in_another("persistent")(sim, volume)
@@ -325,7 +326,7 @@ def test_past_its_pivot_a_repair_only_goes_forward(sim: SimWorld, point: str) ->
 
 def test_a_kill_is_taken_up_by_the_next_repair(sim: SimWorld) -> None:
     assert sim.tether("attach", drifts.VOL1, "stopped1").code == DONE
-    drifts.disconnect(sim, drifts.VOL1)
+    wrecks.rebooted(sim.directory, drifts.VOL1)
     killed(sim, drifts.VOL1, "reconnect-host.act.after")
     done = sim.tether("repair", "--apply", "-f", "json")
     assert done.code == DONE, done.err

@@ -61,11 +61,6 @@ class Audit(Lister):
         rows = [*map(_row, found), *map(_unread_row, survey.unread)]
         return wanted, [tuple(row[name] for name in wanted) for row in rows]
 
-    @property
-    def is_machine(self) -> bool:
-        """True if the output is for a program."""
-        return type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
-
 
 def _row(drift: Drift) -> dict[str, Any]:
     return {

@@ -135,9 +135,15 @@ class _Formatted(Reported):
     """A command with a result to format."""
 
     formatter_namespace: str
+    formatter: Any
 
     def _load_formatter_plugins(self) -> stevedore.ExtensionManager[Any]:
         return _formats(self.formatter_namespace)
+
+    @property
+    def is_machine(self) -> bool:
+        """True if the output is for a program, which wants lists as lists."""
+        return type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
 
 
 class Lister(_Formatted, lister.Lister):  # type: ignore[misc]  # two `run`s, on purpose
@@ -151,11 +157,6 @@ class ShowOne(_Formatted, show.ShowOne):  # type: ignore[misc]  # two `run`s, on
 
     #: cliff's own place would change every other cliff program.
     formatter_namespace = "tether.formats.show"
-
-    @property
-    def is_machine(self) -> bool:
-        """True if the output is for a program, which wants lists as lists."""
-        return type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
 
 
 def moment(seconds: float | None) -> str:

@@ -59,11 +59,6 @@ class Repair(Lister):
         wanted = self.fields if self.is_machine or set(parsed_args.columns) - set(COLUMNS) else COLUMNS
         return wanted, [tuple(row[name] for name in wanted) for row in rows]
 
-    @property
-    def is_machine(self) -> bool:
-        """True if the output is for a program."""
-        return type(self.formatter).__name__ in {"JSONFormatter", "YAMLFormatter"}
-
     def _look(self, world: World) -> tuple[Survey, Plan]:
         from tether.audit import names
         from tether.audit.kinds import judge

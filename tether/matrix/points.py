@@ -54,10 +54,7 @@ _BELIEVED = (
 _CALLS = {
     BLIND: ("blind",),
     "guest.unplug_live": (*_CALL, "refuse", "ignore"),
-    **{
-        f"host.{verb}": ("fail", "lost-reply", "late", "cut-off", "hang", "kill-helper")
-        for verb in ("connect", "disconnect")
-    },
+    **{f"host.{verb}": (*_CALL, "kill-helper") for verb in ("connect", "disconnect")},
 }
 
 

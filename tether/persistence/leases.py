@@ -57,6 +57,8 @@ class Leases:
         """
         if job.runner is not None and not self._end(job.runner, job.expires_at or 0.0, fenced=fenced):
             raise held(f"job {job.id}", str(job.runner), job.id)
+        if job.runner is not None:  # first: once the job is ours, nobody knows any more whose they were
+            self._free_servers(job.runner.token)
         changes = {"runner": self.me.dump(), "generation": job.generation + 1, "asked": None}
         # As it was read: an owner that died since may have gone on, past its pivot or to the job's end, before it did.
         now = Entry(Lease(job.id, job.generation, self.ttl), values | self.renewal | changes, seen=job.updated_at)
@@ -64,8 +66,6 @@ class Leases:
             self._journal.write(now)
         except LostLease:
             return None
-        if job.runner is not None:
-            self._free_servers(job.runner.token)
         return Lease(job.id, job.generation + 1, self.ttl)
 
     @property
