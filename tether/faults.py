@@ -36,7 +36,7 @@ ACTIONS = {
     "late": "no answer, and it happens a little later",
     "cut-off": "SIGKILL of this process while it waits for the answer, and it happens a little later",
     "hang": "no answer until the caller's patience is over, and it does not happen",
-    "blind": "from here on Cinder shows this process nothing of the project, as with a wrong token",
+    "blind": "Cinder shows this process nothing of the project, as with a wrong token",
     "refuse": "the guest refuses to let a disk go",
     "ignore": "the guest does not answer, and may let the disk go until it is started anew",
     "not-done": "answered as done, and it is not",
@@ -47,6 +47,9 @@ CALL_ACTIONS = ("fail", "lost-reply", *_OF_CALLS)
 POINT_ACTIONS = tuple(action for action in ACTIONS if action not in _OF_CALLS)
 #: Where calls of the embedded world begin.
 BOOKS = ("cinder", "host", "guest")
+
+#: Passed by every request to the embedded Cinder.
+TOKEN = "cinder.token"  # noqa: S105 - no secret
 
 #: Seconds that a database is gone, and that a clock jumps.
 GONE = 0.4

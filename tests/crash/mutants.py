@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import inspect
 import os
@@ -34,6 +35,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # as tether.cli.main does
 
+from tether import faults
+from tether.errors import NotFound
 from tether.flows.registry import CURRENT, parts
 from tether.matrix import campaign as matrix
 from tether.matrix.campaign import Campaign, Wanted
@@ -127,13 +130,17 @@ def of_the_rest() -> Iterator[Mutant]:
 
         journal._fenced_update = unfenced
 
+    def looks_and_believes(self: Run) -> None:
+        with contextlib.suppress(NotFound):
+            self.tools.cinder.show_volume(self.job.volume_id)
+
     everywhere = ("commit", *(step.code.partition("/")[0] for step in steps()))
     calls = ("cinder.", "host.", "guest.")
     yield Mutant("no fence", no_fence, everywhere, ("stop",))
     yield Mutant("takeover does not end the old runner", _patch(Owner, "end", lambda *_: True), everywhere, ("stop",))
     yield Mutant("secrets are not sealed", _patch(Vault, "seal", lambda _self, secret: secret.open()), everywhere, ())
     yield Mutant("no settle time", _patch(Run, "_settle", lambda *_: 0.0), calls, ("late",))
-    yield Mutant("no eyesight", _patch(Run, "see_volume", lambda _self: None), ("cinder.show_volume",))
+    yield Mutant("no eyesight", _patch(Run, "see_volume", looks_and_believes), (faults.TOKEN,))
 
 
 def _patch(owner: Any, name: str, value: Any) -> Callable[[], None]:

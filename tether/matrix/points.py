@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tether import faults
 from tether.flows.registry import CURRENT, parts
 from tether.persistence.ledger import Params
 from tether.sim.script import CALLS
@@ -34,8 +35,6 @@ OTHERS = {
 
 #: Calls that change nothing.
 READS = ("show_", "list_", "find", "survey", "device_at")
-#: The read that shows whether absence is a proof.
-BLIND = "cinder.show_volume"
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless
 #: a second passes between them (a machine that sleeps, say).
 RARE = ("cinder.unreserve",)
@@ -52,7 +51,7 @@ _BELIEVED = (
     "guest.undefine_secret",
 )
 _CALLS = {
-    BLIND: ("blind",),
+    faults.TOKEN: ("blind",),
     "guest.unplug_live": (*_CALL, "refuse", "ignore"),
     **{f"host.{verb}": (*_CALL, "kill-helper") for verb in ("connect", "disconnect")},
 }
@@ -103,8 +102,8 @@ def _all() -> Iterator[Point]:
             steps = [step for step, _data in part.build(params).iter_nodes()]
             for step in steps:  # what is alone in its flow has nothing after it that could fail
                 yield from _of_step(step, revertible=part.revertible and len(steps) > 1)
-    for call in CALLS:
-        if call == BLIND or not (call.partition(".")[2].startswith(READS) or call in RARE):
+    for call in (*CALLS, faults.TOKEN):
+        if not (call.partition(".")[2].startswith(READS) or call in RARE):
             yield Point(call, "call", call)
     for name, what in OTHERS.items():
         yield from _of_commit(name, what)

@@ -12,6 +12,7 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import HTTPResponse
 
+from tether import faults
 from tether.clock import Clock, SystemClock
 from tether.sim import script
 from tether.sim.cinder.app import LATE, REFUSED, CinderApp, read_request
@@ -63,12 +64,14 @@ class SimTransport(BaseAdapter):
             environ[LATE] = scripted.seconds
         if scripted and action == "fail":
             environ[REFUSED] = scripted.status
-        self._blind = self._blind or action == "blind"
+        self._blind = self._blind or faults.taken(faults.TOKEN) is not None
+        asked = _UUID.search(environ["PATH_INFO"]) if self._blind else None
         if self._blind:  # as to a token of another project: lists are empty, and what is asked for is not there
             for part in ("PATH_INFO", "QUERY_STRING"):
                 environ[part] = _UUID.sub(_NOBODYS, environ[part])
+            environ["wsgi.input"] = io.BytesIO(_UUID.sub(_NOBODYS, environ["wsgi.input"].read().decode()).encode())
         before = self.store.read("cinder") if action == "not-done" else {}
-        response = self._call(request, environ)
+        response = self._call(request, environ, asked.group() if asked else _NOBODYS)
         if action == "not-done":
             with self.store.change("cinder") as book:
                 book.clear()
@@ -91,13 +94,13 @@ class SimTransport(BaseAdapter):
             environ["wsgi.input"].seek(0)
         return script.take(self.store, f"cinder.{verb}")
 
-    def _call(self, request: requests.PreparedRequest, environ: dict[str, Any]) -> requests.Response:
+    def _call(self, request: requests.PreparedRequest, environ: dict[str, Any], asked: str) -> requests.Response:
         begun: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], *_: object) -> Any:
             begun.append((status, headers))
 
-        content = b"".join(self.app(environ, start_response))
+        content = b"".join(self.app(environ, start_response)).replace(_NOBODYS.encode(), asked.encode())
         (status, headers), *_ = begun
         code, _, reason = status.partition(" ")
         raw = HTTPResponse(
