@@ -25,7 +25,7 @@ FOUND = ("kill", "stop", "lost-reply", "late", "cut-off", "kill-helper", "disk-f
 #: Points of an effect's intent, and of the effect itself.
 EFFECT = re.compile(r"commit\..+\.act\.")
 #: What has no owner in Cinder is after some faults nobody's: these words are in what such a job says then.
-NOBODYS = ("cannot be known", "cannot be told", "may be this job's or a stranger's")
+NOBODYS = ("cannot be known", "may be this job's or a stranger's")
 
 
 @dataclass(frozen=True)

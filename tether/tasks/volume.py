@@ -280,7 +280,7 @@ class BeginDetaching(Step):
             return
         if self.job.params.dialect == "legacy" and result != "recorded":
             raise OperatorNeeded(
-                f"volume {self.job.volume_name} is detaching, but whether by this job is not recorded",
+                f"volume {self.job.volume_name} is detaching, but whether by this job cannot be known",
                 resource=f"volume {self.job.volume_id}",
                 hint="if nobody else detaches it: cinder reset-state --state in-use; then: tether job resume"
                 f" {self.job.id}",
