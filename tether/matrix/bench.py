@@ -35,12 +35,12 @@ data_path = {data_path}
 lease_ttl = {lease_ttl}
 [cinder]
 owner_mark = {owner_mark}
-rpc_response_timeout = 0.3
+rpc_response_timeout = 0.5
 settle_margin = 0.1
 [libvirt]
-libvirt_settle = 0.15
+libvirt_settle = 0.6
 [host]
-host_settle = 0.15
+host_settle = 0.6
 """
 #: Seconds: of a lease, and of one that shall lapse soon.
 LEASE, SHORT_LEASE = 30.0, 0.4

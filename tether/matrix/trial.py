@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
 CONFLICT = 2
 #: After these what was done is there to be found.
 FOUND = ("kill", "stop", "lost-reply", "late", "cut-off", "kill-helper", "disk-full", "database-gone", "clock-jump")
+#: After these something may still be on the wire, or asleep, when the job has long ended.
+LINGERING = ("stop", "late", "cut-off", "hang")
 #: Points of an effect's intent, and of the effect itself.
 EFFECT = re.compile(r"commit\..+\.act\.")
 #: What has no owner in Cinder is after some faults nobody's: these words are in what such a job says then.
@@ -88,6 +91,7 @@ class Trial:
         self.verdict = Verdict(case.name)
         self.world: World
         self._effect_begun = False
+        self._again, self._ended = "", math.inf
 
     def run(self) -> Verdict:
         """Break, recover, judge."""
@@ -136,6 +140,8 @@ class Trial:
             self._recover(self.case.second, fenced=unseen)
             self._look()
         self._recover(fenced=unseen)
+        if action in LINGERING and not point.startswith("commit.job"):
+            self._use_again()
         if stopped:
             self._wake(child, unseen=unseen)
 
@@ -147,6 +153,29 @@ class Trial:
         done = self._say(self.journey.broken.words, ("woken",), self.world.wait(child))
         if taken and not unseen and done.code != KILLED:
             self._wrong(f"the runner that was taken over from was not ended: {done.code}")
+
+    def _use_again(self) -> None:
+        """Detach what is attached, attach what is not: nothing that comes late, or wakes up, may spoil that."""
+        state, _code = self._job()
+        kind, variant = (self._end_of(state), self.journey.variant)
+        words, self._again = {
+            "attached": (variant.detach, "fresh"),
+            "adopted": (variant.detach, "fresh"),
+            "fresh": (variant.attach, "attached"),
+        }.get(kind, ((), ""))
+        if not words or variant.server == "paused1" and words == variant.detach:
+            self._again = ""
+            return
+        self._ended = time.time()
+        done = self._say(words, (), self.world.run(words))
+        if done.code != 0:
+            self._wrong(f"the volume cannot be used again: {words[0]} ended with {done.code}")
+
+    def _end_of(self, state: str) -> str:
+        """Return the kind of world that a job leaves when it ends so; empty if it is blocked."""
+        return {"blocked": "", "rolled-back": self.journey.start, "nothing": self.journey.start}.get(
+            state, self.journey.done
+        )
 
     def _stopped(self, child: Child) -> Outcome:
         done = self.world.wait_stopped(child)
@@ -188,9 +217,9 @@ class Trial:
             if not database.execute("SELECT name FROM sqlite_master WHERE name = 'tether_jobs'").fetchall():
                 return "nothing", None
             rows = database.execute(
-                "SELECT state, exit_code FROM tether_jobs WHERE kind = ? AND created_at >= ?"
+                "SELECT state, exit_code FROM tether_jobs WHERE kind = ? AND created_at BETWEEN ? AND ?"
                 " ORDER BY exit_code = 0, created_at",
-                (self.journey.kind, self._begun),
+                (self.journey.kind, self._begun, self._ended),
             ).fetchall()
         return (str(rows[-1][0]), rows[-1][1]) if rows else ("nothing", None)
 
@@ -224,7 +253,7 @@ class Trial:
                 self._fits(state, code)
             if state == "rolled-back" and self._goes_forward():
                 self._wrong("it was rolled back, although what it had done could be found")
-            self._compare(self.journey.start if state in ("rolled-back", "nothing") else self.journey.done)
+            self._compare(self._again or self._end_of(state))
 
     def _goes_forward(self) -> bool:
         """Return True if nothing was refused: what was cut off or lost is then looked for, and gone on from.

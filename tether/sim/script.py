@@ -23,8 +23,8 @@ ACTIONS = {
     "ignore": "guest.unplug_live only: the guest does not answer; the request stays until its next reset",
 }
 
-#: Seconds until what an injected fault makes late is carried out: little less than the shortest settle times in use.
-SOON = {"cinder": 0.3, "host": 0.12, "guest": 0.12}
+#: Seconds until what an injected fault makes late is carried out: little less than the settle times of the matrix.
+SOON = 0.5
 
 UNPLUG_ONLY = ("refuse", "ignore")
 LAST_STATUS = 599
@@ -143,7 +143,7 @@ def take(store: Store, call: str) -> Scripted | None:
     fault = faults.taken(call)
     if fault is not None:
         action = {"hang": "timeout", "cut-off": "late"}.get(fault.action, fault.action)
-        return Scripted(call, action, seconds=SOON[call.partition(".")[0]], fatal=fault.action == "cut-off")
+        return Scripted(call, action, seconds=SOON, fatal=fault.action == "cut-off")
     if not any(item["call"] == call for item in store.read("script").get("failures", [])):
         return None
     with store.change("script") as book:
