@@ -1,12 +1,13 @@
-"""Bugs on purpose: one at a time, each judged by the fault matrix.
+"""Bugs on purpose: one at a time, each judged by the fault matrix, by outsiders, and by the state machine.
 
     python -m tests.crash.mutants [--jobs N] [--only TEXT] [--sample N --seed S]
 
 For every step: its undo removed, its probe skipped, its intent not made durable before its effect, and each of its
-checks of what it has done left out. Beside them the fence, the takeover, the sealing, the settle time and the eyesight.
-Each is patched into the processes of the matrix's commands, never into a file; the matrix tries the cases that pass
-the step until one is a violation. A check guards against what others do, so that one which the matrix does not miss is
-left out of the state machine's commands, too. Ends with the number caught of all; what is not caught must be in ARGUED.
+checks left out. Beside them the fence, the takeover, the sealing, the settle time and the eyesight. Each is patched
+into the processes of the commands, never into a file. The matrix tries its single faults at the step, then those in
+every flow that has the step, until one is a violation. A check may guard against what others do, and the matrix has no
+others: one that it does not miss is left out of the scripted sequences of crashes and foreign changes (SCRIPTED), and
+of the state machine's commands. Ends with the number caught of all; what is not caught must be in ARGUED.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 sys.modules.setdefault("eventlet", None)  # type: ignore[arg-type]  # as tether.cli.main does
@@ -46,8 +48,10 @@ from tether.tasks import volume
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 
-#: The matrix's single faults, and those where nothing in Cinder says whose a reservation is.
-CASES = (Wanted(), Wanted(flows=("attach-unmarked",), everywhere=True))
+#: Whole commands in worlds in which others take part, each with the books held against what must be in them.
+SCRIPTED = ("tests/crash/test_hostile.py", "tests/crash/test_scripted.py")
+#: What shows a step's own bugs anywhere; the clock and the database are not the step's.
+OF_STEPS = ("kill", "fail", "uncertain", "lost-reply", "late", "cut-off", "hang", "not-done", "refuse", "ignore")
 #: What a case says in which the fault did not come.
 NOT_BROKEN = re.compile("was not passed$|^it did not begin as it should")
 #: Mutants that no case can show, and why.
@@ -62,12 +66,14 @@ class Mutant:
         apply: puts it into this process.
         points: names of the points, or beginnings of them, at which the matrix looks for it.
         actions: what goes wrong there; empty for all.
+        step: whose bug it is, without its version; empty if it is none's.
     """
 
     name: str
     apply: Callable[[], None]
     points: tuple[str, ...]
     actions: tuple[str, ...] = ()
+    step: str = ""
 
 
 def mutants() -> list[Mutant]:
@@ -92,15 +98,16 @@ def of_step(step: type[Step]) -> Iterator[Mutant]:
     label = step.code.partition("/")[0]
     around = (label, f"commit.{label}", f"{step.book}.")
     if step.undo is not Step.undo:
-        yield Mutant(f"{label}: undo removed", _patch(step, "undo", _nothing(step.undo)), around)
+        yield Mutant(f"{label}: undo removed", _patch(step, "undo", _nothing(step.undo)), around, step=label)
     if step.look is not Step.look:
-        yield Mutant(f"{label}: probe skipped", _patch(step, "look", _nothing(step.look)), around)
-    yield Mutant(f"{label}: no intent before the effect", functools.partial(_without_intent, step.code), around)
+        yield Mutant(f"{label}: probe skipped", _patch(step, "look", _nothing(step.look)), around, step=label)
+    without = functools.partial(_without_intent, step.code)
+    yield Mutant(f"{label}: no intent before the effect", without, around, step=label)
     for method in ("act", "look", "undo"):
         if method in vars(step):
             for number, what, changed in _without_checks(vars(step)[method]):
                 name = f"{label}: {method} without its check {number} ({what})"
-                yield Mutant(name, _patch(step, method, changed), around)
+                yield Mutant(name, _patch(step, method, changed), around, step=label)
 
 
 #: What several steps prove by: module, function, and whose points it is behind.
@@ -236,21 +243,8 @@ SEEDS, EXAMPLES, STEPS = (1,), 30, 20
 
 
 def played(mutant: Mutant) -> str:
-    """Return how the state machine ended with a mutant, in a process of its own; empty if it did not see it."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            text = next(filter(None, (_play(mutant, number) for number in SEEDS)), "")
-            os.write(write, text.encode()[:1000])
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as stream:
-        said = stream.read()
-    os.waitpid(pid, 0)
-    return said
+    """Return how the state machine ended with a mutant; empty if it did not see it."""
+    return in_a_fork(lambda: next(filter(None, (_play(mutant, number) for number in SEEDS)), ""))
 
 
 def _play(mutant: Mutant, number: int) -> str:
@@ -280,16 +274,81 @@ def _play(mutant: Mutant, number: int) -> str:
     return ""
 
 
-def chosen(mutant: Mutant, singles: list[Case]) -> list[Case]:
-    """Return the cases that may show a mutant, the likely ones first."""
-    found = [
-        case
-        for case in singles
-        if any(f"{case.points[0]}.".startswith(each if each.endswith(".") else f"{each}.") for each in mutant.points)
-        and (not mutant.actions or case.fault.partition("=")[2] in mutant.actions)
-    ]
-    first = mutant.points[0]
-    return sorted(found, key=lambda case: (first not in case.points[0], case.fault.partition("=")[2] == "clock-jump"))
+def scripted(mutant: Mutant) -> str:
+    """Return which of the scripted sequences fails with a mutant; empty if none does."""
+    said = in_a_fork(lambda: _script(mutant))
+    return f"scripted: {said}" if said else ""
+
+
+def _script(mutant: Mutant) -> str:
+    class Failures:
+        first = ""
+
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.failed and not self.first:
+                self.first = report.nodeid.rpartition("::")[2]
+
+    mutant.apply()
+    failures = Failures()
+    pytest.main(["-x", "-q", "-p", "no:cacheprovider", *SCRIPTED], plugins=[failures])
+    return failures.first
+
+
+def in_a_fork(act: Callable[[], str]) -> str:
+    """Return what a function returns in a process of its own, which prints nothing."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for number in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            os.write(write, act().encode()[:1000])
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        said = stream.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+class Cases:
+    """What may show a mutant.
+
+    Args:
+        whole: the matrix.
+    """
+
+    def __init__(self, whole: Campaign) -> None:
+        passed = whole.scout(Wanted(everywhere=True))
+        own = {name: points for name, points in passed.items() if not whole.journeys[name].further}
+        # Where nothing in Cinder says whose a reservation is.
+        unmarked = {name: points for name, points in passed.items() if whole.journeys[name].flow == "attach-unmarked"}
+        everywhere = Wanted(actions=OF_STEPS, everywhere=True)
+        self._passed = passed
+        self._singles = [*whole.singles(own, Wanted()), *whole.singles(unmarked, everywhere)]
+        self._everywhere = whole.singles(own, everywhere)
+
+    def of(self, mutant: Mutant) -> list[Case]:
+        """Return them, the likely ones first."""
+        singles = [
+            case
+            for case in self._singles
+            if any(f"{case.points[0]}.".startswith(f"{each.rstrip('.')}.") for each in mutant.points)
+            and (not mutant.actions or case.fault.partition("=")[2] in mutant.actions)
+        ]
+        singles.sort(key=lambda case: (mutant.points[0] not in case.points[0], not case.fault.endswith("kill")))
+        further = [
+            case
+            for case in self._everywhere
+            if mutant.step and (f"{mutant.step}." in f"{case.points[0]}." or self._is_call_of(mutant, case))
+        ]
+        return list(dict.fromkeys([*singles, *further]))
+
+    def _is_call_of(self, mutant: Mutant, case: Case) -> bool:
+        """Return True for a call of the step's book in a command that passes the step."""
+        called = case.points[0].startswith(mutant.points[-1]) and mutant.points[-1].endswith(".")
+        return called and any(each.startswith(f"{mutant.step}.") for each in self._passed[case.journey])
 
 
 def main() -> int:
@@ -307,13 +366,13 @@ def main() -> int:
     whole = Campaign(_program, jobs=asked.jobs)
     left = []
     try:
-        singles = [case for wanted in CASES for case in whole.singles(whole.scout(wanted), wanted)]
+        cases = Cases(whole)
         whole.rest()
         for mutant in todo:
             begun = time.monotonic()
-            shown, tried = hunt(mutant, chosen(mutant, singles), whole, asked.jobs)
+            shown, tried = hunt(mutant, cases.of(mutant), whole, asked.jobs)
             if not shown and " without its check " in mutant.name:
-                shown = played(mutant)
+                shown = scripted(mutant) or played(mutant)
             argued = ARGUED.get(mutant.name, "")
             mark = "caught" if shown else "argued" if argued else "NOT CAUGHT"
             print(
