@@ -49,7 +49,7 @@ from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 #: Whole commands in worlds in which others take part, each with the books held against what must be in them.
-SCRIPTED = ("tests/crash/test_hostile.py", "tests/crash/test_scripted.py")
+SCRIPTED = ("tests/crash/test_hostile.py",)
 #: What shows a step's own bugs anywhere; the clock and the database are not the step's.
 OF_STEPS = ("kill", "fail", "uncertain", "lost-reply", "late", "cut-off", "hang", "not-done", "refuse", "ignore")
 #: What a case says in which the fault did not come.

@@ -35,12 +35,12 @@ data_path = {data_path}
 lease_ttl = {lease_ttl}
 [cinder]
 owner_mark = {owner_mark}
-rpc_response_timeout = 0.5
+rpc_response_timeout = 1.0
 settle_margin = 0.1
 [libvirt]
-libvirt_settle = 0.6
+libvirt_settle = 1.1
 [host]
-host_settle = 0.6
+host_settle = 1.1
 """
 #: Seconds: of a lease, and of one that shall lapse soon.
 LEASE, SHORT_LEASE = 30.0, 0.4

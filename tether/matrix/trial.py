@@ -163,7 +163,7 @@ class Trial:
             "adopted": (variant.detach, "fresh"),
             "fresh": (variant.attach, "attached"),
         }.get(kind, ((), ""))
-        if not words or variant.server == "paused1" and words == variant.detach:
+        if not words or (variant.server == "paused1" and words == variant.detach):
             self._again = ""
             return
         self._ended = time.time()

@@ -387,6 +387,7 @@ class Runner:
                 reverted = self._run_part(run, part, connection, flows.get(part.name))
                 if reverted:
                     break
+            run.let_end()
         except Blocked as blocked:
             self._settle_down(run)
             reason = self._with_reason(run, blocked)

@@ -24,7 +24,7 @@ ACTIONS = {
 }
 
 #: Seconds until what an injected fault makes late is carried out: little less than the settle times of the matrix.
-SOON = 0.5
+SOON = 1.0
 
 UNPLUG_ONLY = ("refuse", "ignore")
 LAST_STATUS = 599

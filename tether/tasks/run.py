@@ -183,6 +183,11 @@ class Run:
         while not self.is_quiet(book):
             self.pause(min(1.0, self._quiet_at[book] - self.tools.clock.time()))
 
+    def let_end(self) -> None:
+        """Wait until nothing of this job is on the wire: what came later would befall whoever has the volume then."""
+        for book in list(self._quiet_at):
+            self.wait_quiet(book)
+
     # -- reading, with proven eyesight -----------------------------------------------------------------------
 
     @property

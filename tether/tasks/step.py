@@ -117,6 +117,9 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
             self.in_doubt = True
             self.run.cut_off(self.book)
             found = self.look(**inputs)
+            if found is None and not self.repeatable:
+                self.run.wait_quiet(self.book)  # it may still come, and would be in the way of a second one
+                found = self.look(**inputs)
             if found is not None:
                 LOG.info("%s: found done", self.label)
                 return self._encode(found)
