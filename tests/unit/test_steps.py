@@ -310,6 +310,21 @@ def test_a_run_after_an_interruption_looks_first(effect: Effect) -> None:
     assert effect.calls == ["look", "act"]
 
 
+def test_what_was_cut_off_a_moment_ago_may_still_come(effect: Effect) -> None:
+    effect.run.in_flight = frozenset({effect.code})
+    effect.run.ended_at = effect.run.tools.clock.time()
+    assert effect.execute() == "done"
+    assert effect.calls == ["look", "look", "act"]
+    assert effect.run.tools.clock.time() - effect.run.ended_at >= QUICK.settle_time
+
+
+def test_a_job_ends_only_when_nothing_of_it_can_come_any_more(effect: Effect) -> None:
+    effect.run.uncertain("cinder")
+    before = effect.run.tools.clock.time()
+    effect.run.let_end()
+    assert effect.run.tools.clock.time() - before >= QUICK.settle_time
+
+
 def test_an_uncertain_call_is_looked_for_twice_before_it_counts_as_not_done(effect: Effect) -> None:
     effect.fails = [UncertainError("no answer")]
     before = effect.run.tools.clock.time()

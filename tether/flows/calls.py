@@ -111,6 +111,7 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
         "check-stray": ("virsh dumpxml of every domain",),
         "plug-half": plug("live or --config, whichever lacks it"),
         "renew-secret": chap,
+        "clear-mark": ("virsh metadata of every domain without the disk, --live and --config (tether's mark goes)",),
         "clear-secret": undefine,
         "adopt-disk": tuple(
             f"virsh metadata {case.server} --{scope} (tether's mark)"

@@ -71,9 +71,9 @@ def complete_steps(_params: Params) -> Steps:
 def clean_steps(_params: Params) -> Steps:
     """Return the steps that free what no mapping has and nothing uses, after check-stray.
 
-    clear-secret, clear-host, clear-rows.
+    clear-mark, clear-secret, clear-host, clear-rows.
     """
-    return [release.ClearSecret, release.ClearHost, release.ClearRows]
+    return [release.ClearMark, release.ClearSecret, release.ClearHost, release.ClearRows]
 
 
 def build_connect(params: Params) -> graph_flow.Flow:
@@ -109,6 +109,6 @@ build_define = chained("repair-define", define_steps)
 build_status = chained("repair-status", lambda _params: [repair.CheckStatus])
 build_complete = chained("repair-complete", complete_steps)
 build_unused = chained("repair-unused", lambda _params: [release.CheckUnused])
-build_release = chained("repair-release", release_steps)
+build_release = chained("repair-release", lambda params: [release.ClearMark, *release_steps(params)])
 build_stray = chained("repair-stray", lambda _params: [release.CheckStray])
 build_clean = chained("repair-clean", clean_steps)

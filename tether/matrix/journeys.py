@@ -200,9 +200,9 @@ def _repairs() -> Iterator[Flow]:
         yield repair("define", f"{half} attached", "plug-half plug-half plug-half.act.after", Variant(half))
     yield repair("complete", "detaching attached", "settle-status - check-status.act.before")
     for variant in (PLAIN, NETWORK, LEGACY):
-        yield repair("release", "unplugged fresh", "undefine-secret - check-unused.act.before", variant)
+        yield repair("release", "unplugged fresh", "clear-mark - check-unused.act.before", variant)
     for variant in (PLAIN, ENCRYPTED, NETWORK):
-        yield repair("clean", "stray fresh", "clear-secret - check-stray.act.before", variant)
+        yield repair("clean", "stray fresh", "clear-mark - check-stray.act.before", variant)
 
 
 def _flow(kind: str, variant: Variant, words: tuple[str, ...], worlds: str, steps: str) -> Flow:

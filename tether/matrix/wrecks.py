@@ -128,7 +128,6 @@ WRECKS: dict[str, Callable[[Path, str], None]] = {
 def _take_out(world: Path, volume_id: str, *scopes: str) -> None:
     with definitions(world, *scopes) as roots:
         for root in roots:
-            _unmark(root, volume_id)
             for disk in _disks(root, volume_id):
                 devices = root.find("devices")
                 assert devices is not None  # noqa: S101 - it has that disk

@@ -274,18 +274,6 @@ class PlugLive(Plug):
         self.run.pivoted = True
         return {"target": slot.target}
 
-    def look(
-        self, volume: Volume, attachment_id: str, connector: dict[str, object], slot: Slot, device: Device
-    ) -> dict[str, str] | None:
-        server = self.run.see_server()
-        if (
-            server.live is None
-            or self.own_disk(server, self.spec(volume, attachment_id, connector, slot, device)) is None
-        ):
-            return None
-        self.run.pivoted = True  # the guest may be using it since before the interruption
-        return {"target": slot.target}
-
     def undo(self) -> None:
         self.unplug(Scope.LIVE)
 

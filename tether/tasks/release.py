@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tether.adapters.cinder.model import Connection
+from tether.adapters.guest.model import Scope, Server
 from tether.errors import FinalError, OperatorNeeded, UncertainError
+from tether.persistence.overview import jobs_about
 from tether.tasks.guest import clear_secrets
 from tether.tasks.host import is_shared
 from tether.tasks.repair import not_repaired
@@ -74,6 +76,40 @@ def _connection(run: Run) -> Connection | None:
     """Return how Cinder says that one of our attachments is reached, if one has connection info."""
     found = [run.tools.cinder.show_attachment(row.id).connection for row in stray_rows(run)]
     return next((connection for connection in found if connection is not None), None)
+
+
+class ClearMark(Step):
+    """Take tether's mark out of definitions whose disk somebody has taken out; it stays when virsh detaches a disk.
+
+    Effect: the marks of this ledger's jobs go. Key: volume and job. Compensation: none: there is no disk.
+    Uncertain: timeout, connection lost: repeat.
+    Crash windows: before, between and after the calls: repeating is harmless.
+    """
+
+    code = "clear-mark/1"
+    book = "guest"
+    repeatable = True
+    forward_only = True
+
+    def act(self) -> None:
+        volume_id, guest = self.job.volume_id, self.tools.guest
+        ours = {job.id for job in jobs_about(self.tools.ledger, [volume_id])}
+        for server in guest.survey().servers:
+            if not any(self._stale(server, scope, ours) for scope in Scope):
+                continue
+            with self.tools.leases.held(f"server:{server.uuid}", wait=self.tools.settings.wait, job=self.job.id):
+                now = guest.show_server(server.uuid)
+                for scope in Scope:
+                    if self._stale(now, scope, ours):
+                        guest.unmark(server.uuid, scope, volume_id)
+
+    def _stale(self, server: Server, scope: Scope, ours: set[str]) -> bool:
+        definition = server.definition(scope)
+        return (
+            definition is not None
+            and definition.marks.get(self.job.volume_id) in ours
+            and definition.disk(self.job.volume_id) is None
+        )
 
 
 class ClearSecret(Step):

@@ -116,8 +116,9 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         if self.code in self.run.in_flight and self.book:
             self.in_doubt = True
             self.run.cut_off(self.book)
+            quiet = self.run.is_quiet(self.book)
             found = self.look(**inputs)
-            if found is None and not self.repeatable:
+            if found is None and not self.repeatable and not quiet:
                 self.run.wait_quiet(self.book)  # it may still come, and would be in the way of a second one
                 found = self.look(**inputs)
             if found is not None:
