@@ -50,8 +50,12 @@ from tether.tasks.step import Step
 
 #: Whole commands in worlds in which others take part, each with the books held against what must be in them.
 SCRIPTED = ("tests/crash/test_hostile.py",)
-#: What shows a step's own bugs anywhere; the clock and the database are not the step's.
-OF_STEPS = ("kill", "fail", "uncertain", "lost-reply", "late", "cut-off", "hang", "not-done", "refuse", "ignore")
+#: What goes wrong at a step to show that its undo is missing, its probe, its intent, one of its checks. An intent
+#: counts only for who comes after this process.
+UNDO = ("kill", "fail", "lost-reply", "cut-off", "late", "not-done")
+PROBE = ("kill", "uncertain", "lost-reply", "cut-off", "late", "hang")
+INTENT = ("kill", "cut-off", "stop")
+CHECK = ("kill", "fail", "uncertain", "lost-reply", "cut-off", "late", "hang", "not-done", "refuse", "ignore")
 #: What a case says in which the fault did not come.
 NOT_BROKEN = re.compile("was not passed$|^it did not begin as it should")
 #: Mutants that no case can show, and why.
@@ -98,16 +102,16 @@ def of_step(step: type[Step]) -> Iterator[Mutant]:
     label = step.code.partition("/")[0]
     around = (label, f"commit.{label}", f"{step.book}.")
     if step.undo is not Step.undo:
-        yield Mutant(f"{label}: undo removed", _patch(step, "undo", _nothing(step.undo)), around, step=label)
+        yield Mutant(f"{label}: undo removed", _patch(step, "undo", _nothing(step.undo)), around, UNDO, label)
     if step.look is not Step.look:
-        yield Mutant(f"{label}: probe skipped", _patch(step, "look", _nothing(step.look)), around, step=label)
+        yield Mutant(f"{label}: probe skipped", _patch(step, "look", _nothing(step.look)), around, PROBE, label)
     without = functools.partial(_without_intent, step.code)
-    yield Mutant(f"{label}: no intent before the effect", without, around, step=label)
+    yield Mutant(f"{label}: no intent before the effect", without, around, INTENT, label)
     for method in ("act", "look", "undo"):
         if method in vars(step):
             for number, what, changed in _without_checks(vars(step)[method]):
                 name = f"{label}: {method} without its check {number} ({what})"
-                yield Mutant(name, _patch(step, method, changed), around, step=label)
+                yield Mutant(name, _patch(step, method, changed), around, CHECK, label)
 
 
 #: What several steps prove by: module, function, and whose points it is behind.
@@ -145,7 +149,7 @@ def of_the_rest() -> Iterator[Mutant]:
     calls = ("cinder.", "host.", "guest.")
     yield Mutant("no fence", no_fence, everywhere, ("stop",))
     yield Mutant("takeover does not end the old runner", _patch(Owner, "end", lambda *_: True), everywhere, ("stop",))
-    yield Mutant("secrets are not sealed", _patch(Vault, "seal", lambda _self, secret: secret.open()), everywhere, ())
+    yield Mutant("secrets are not sealed", _patch(Vault, "seal", lambda _self, secret: secret.open()), everywhere)
     yield Mutant("no settle time", _patch(Run, "_settle", lambda *_: 0.0), calls, ("late",))
     yield Mutant("no eyesight", _patch(Run, "see_volume", looks_and_believes), (faults.TOKEN,))
 
@@ -324,31 +328,20 @@ class Cases:
         own = {name: points for name, points in passed.items() if not whole.journeys[name].further}
         # Where nothing in Cinder says whose a reservation is.
         unmarked = {name: points for name, points in passed.items() if whole.journeys[name].flow == "attach-unmarked"}
-        everywhere = Wanted(actions=OF_STEPS, everywhere=True)
-        self._passed = passed
-        self._singles = [*whole.singles(own, Wanted()), *whole.singles(unmarked, everywhere)]
-        self._everywhere = whole.singles(own, everywhere)
+        self._steps = {name: {point.partition(".")[0] for point in points} for name, points in passed.items()}
+        self._singles = whole.singles(own, Wanted())
+        self._everywhere = whole.singles(own | unmarked, Wanted(everywhere=True))
 
     def of(self, mutant: Mutant) -> list[Case]:
-        """Return them, the likely ones first."""
-        singles = [
+        """Return them, the likely ones first: for a step those in every flow that has it, else the single faults."""
+        cases = [
             case
-            for case in self._singles
+            for case in (self._everywhere if mutant.step else self._singles)
             if any(f"{case.points[0]}.".startswith(f"{each.rstrip('.')}.") for each in mutant.points)
             and (not mutant.actions or case.fault.partition("=")[2] in mutant.actions)
+            and (not mutant.step or mutant.step in self._steps[case.journey])
         ]
-        singles.sort(key=lambda case: (mutant.points[0] not in case.points[0], not case.fault.endswith("kill")))
-        further = [
-            case
-            for case in self._everywhere
-            if mutant.step and (f"{mutant.step}." in f"{case.points[0]}." or self._is_call_of(mutant, case))
-        ]
-        return list(dict.fromkeys([*singles, *further]))
-
-    def _is_call_of(self, mutant: Mutant, case: Case) -> bool:
-        """Return True for a call of the step's book in a command that passes the step."""
-        called = case.points[0].startswith(mutant.points[-1]) and mutant.points[-1].endswith(".")
-        return called and any(each.startswith(f"{mutant.step}.") for each in self._passed[case.journey])
+        return sorted(cases, key=lambda case: (mutant.points[0] not in case.points[0], not case.fault.endswith("kill")))
 
 
 def main() -> int:

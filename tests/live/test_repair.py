@@ -1,4 +1,4 @@
-"""``tether repair`` on a real Cinder and a real libvirt: each drift that others make there is put right, and no more."""
+"""``tether repair`` on a real Cinder and a real libvirt: what others do there is put right, and no more."""
 
 from __future__ import annotations
 
