@@ -49,7 +49,7 @@ from tether.tasks.run import Run
 from tether.tasks.step import Step
 
 #: Whole commands in worlds in which others take part, each with the books held against what must be in them.
-SCRIPTED = ("tests/crash/test_hostile.py",)
+SCRIPTED = ("tests/crash/test_meanwhile.py", "tests/crash/test_hostile.py")
 #: What goes wrong at a step to show that its undo is missing, its probe, its intent, one of its checks. An intent
 #: counts only for who comes after this process.
 UNDO = ("kill", "fail", "lost-reply", "cut-off", "late", "not-done")
