@@ -58,8 +58,36 @@ INTENT = ("kill", "cut-off", "stop")
 CHECK = ("kill", "fail", "uncertain", "lost-reply", "cut-off", "late", "hang", "not-done", "refuse", "ignore")
 #: What a case says in which the fault did not come.
 NOT_BROKEN = re.compile("was not passed$|^it did not begin as it should")
+_FORWARD = "past the pivot nothing is undone, and who comes after a kill has the effect once more, which changes nothing; a call"
 #: Mutants that no case can show, and why.
-ARGUED: dict[str, str] = {}
+ARGUED = {
+    "reserve-volume: look without its check 1 (self._refuse_strangers())": "Cinder refuses a second reservation while"
+    " there is one, and the undo that follows makes the same check",
+    "export-volume: undo removed": "reserve-volume's undo, the next one, waits for what is on the wire and deletes the"
+    " same attachment; what is lost is the patience with an attachment that says reserved",
+    "plug-live: undo removed": "plug-persistent's undo, the next one, takes the disk out of both definitions: the guest"
+    " may have been started from the persistent one",
+    "plug-live: no intent before the effect": "a second run finds its disk and plugs nothing, and plug-persistent's undo"
+    " takes it out",
+    "complete-attachment: no intent before the effect": f"{_FORWARD} that comes late finds its own attachment, or none",
+    "complete-attachment: act without its check 1 (if row.status == 'reserved':)": "its check 2 then blocks the job, when"
+    " the time for retries is over",
+    "finish-mapping: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
+    "close-encryption: no intent before the effect": f"{_FORWARD} of the host's lasts as long as the lock of os-brick",
+    "disconnect-host: no intent before the effect": f"{_FORWARD} of the host's lasts as long as the lock of os-brick",
+    "release-attachment: no intent before the effect": f"{_FORWARD} that comes late finds no such attachment",
+    "finish-adoption: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
+    "clear-secret: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
+    "clear-host: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
+    "clear-rows: no intent before the effect": f"{_FORWARD} that comes late finds no such attachment",
+    "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for the"
+    " reason for which the probe does",
+    "export-volume-legacy: no intent before the effect": "an abort then leaves the export, which the legacy dialect leaves"
+    " anyhow (docs/residue.md)",
+    "complete-attachment-legacy: no intent before the effect": f"{_FORWARD} that comes late finds its own row, or none",
+    "finish-mapping-legacy: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
+    "release-attachment-legacy: no intent before the effect": f"{_FORWARD} is not repeated once the row is gone",
+}
 
 
 @dataclass(frozen=True)
@@ -294,8 +322,9 @@ def _script(mutant: Mutant) -> str:
 
     mutant.apply()
     failures = Failures()
-    pytest.main(["-x", "-q", "-p", "no:cacheprovider", *SCRIPTED], plugins=[failures])
-    return failures.first
+    quiet = ("-W", "ignore:Module already imported")
+    ended = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *quiet, *SCRIPTED], plugins=[failures])
+    return failures.first or ("" if ended == pytest.ExitCode.OK else f"pytest ended with {ended}")
 
 
 def in_a_fork(act: Callable[[], str]) -> str:
@@ -344,6 +373,22 @@ class Cases:
         return sorted(cases, key=lambda case: (mutant.points[0] not in case.points[0], not case.fault.endswith("kill")))
 
 
+#: How many cases are tried before the scripted sequences, which take a minute.
+FIRST = 100
+
+
+def judged(mutant: Mutant, cases: list[Case], whole: Campaign, jobs: int) -> tuple[str, int]:
+    """Return what shows a mutant, or an empty text, and how many cases were tried."""
+    if " without its check " not in mutant.name:
+        return hunt(mutant, cases, whole, jobs)
+    shown, tried = hunt(mutant, cases[:FIRST], whole, jobs)
+    shown = shown or scripted(mutant)
+    if not shown:
+        shown, more = hunt(mutant, cases[FIRST:], whole, jobs)
+        tried += more
+    return shown or played(mutant), tried
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=6, metavar="N")
@@ -363,9 +408,7 @@ def main() -> int:
         whole.rest()
         for mutant in todo:
             begun = time.monotonic()
-            shown, tried = hunt(mutant, cases.of(mutant), whole, asked.jobs)
-            if not shown and " without its check " in mutant.name:
-                shown = scripted(mutant) or played(mutant)
+            shown, tried = judged(mutant, cases.of(mutant), whole, asked.jobs)
             argued = ARGUED.get(mutant.name, "")
             mark = "caught" if shown else "argued" if argued else "NOT CAUGHT"
             print(

@@ -151,6 +151,10 @@ class Bench:
         """Return the books of the world that cases begin with."""
         return World(self, self.start(kind, variant), variant).books()
 
+    def identities(self, kind: str, variant: Variant) -> list[list[str]]:
+        """Return whose the mappings are in the world that cases begin with."""
+        return World(self, self.start(kind, variant), variant).identities()
+
     def danger(self, kind: str, variant: Variant) -> list[str]:
         """Return what is dangerous in the world that cases begin with."""
         return World(self, self.start(kind, variant), variant).danger() if kind in WRECKS else []
@@ -175,6 +179,10 @@ class World:
     def books(self) -> dict[str, Any]:
         """Return the five books, as they can be compared."""
         return judge.comparable(self.directory)
+
+    def identities(self) -> list[list[str]]:
+        """Return whose the mappings are."""
+        return judge.identities(self.directory)
 
     def danger(self) -> list[str]:
         """Return what must be true at no moment."""

@@ -37,6 +37,18 @@ def comparable(world: Path) -> dict[str, Any]:
     return dict(json.loads(re.sub(r'username=\\"\w+\\"', "username", text)))
 
 
+def identities(world: Path) -> list[list[str]]:
+    """Return whose each mapping is: its job, attachment and owner mark. A job that is rolled back changes none."""
+    path = world / "tether.sqlite"
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        columns = "volume_id, server_id, job_id, attachment_id, owner_mark"
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'tether_mappings'").fetchall():
+            return []
+        return [list(row) for row in connection.execute(f"SELECT {columns} FROM tether_mappings ORDER BY 1, 2")]
+
+
 def danger(books: dict[str, Any]) -> list[str]:
     """Return what must be true at no moment, a line each: a path that was cut below one who may still use it.
 

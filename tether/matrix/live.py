@@ -101,6 +101,10 @@ class LiveBench(Bench):
             row = database.execute(query, (name,)).fetchone()
         return str(row[0])
 
+    def identities(self, kind: str, variant: Variant) -> list[list[str]]:
+        """Return nothing: a case begins with a new attachment, not with a copy of one."""
+        return []
+
     @staticmethod
     def _must(world: World, words: Sequence[str]) -> None:
         done = world.run(words)
@@ -131,6 +135,9 @@ class LiveWorld(World):
             return uuid if uuid == volume else numbers.setdefault(uuid, f"<{len(numbers)}>")
 
         return dict(json.loads(UUID.sub(number, text)))
+
+    def identities(self) -> list[list[str]]:
+        return []
 
     def danger(self) -> list[str]:
         found = self.bench.judge.snapshot()

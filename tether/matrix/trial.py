@@ -254,6 +254,9 @@ class Trial:
             if state == "rolled-back" and self._goes_forward():
                 self._wrong("it was rolled back, although what it had done could be found")
             self._compare(self._again or self._end_of(state))
+            back = not self._again and state in ("rolled-back", "nothing")
+            if back and self.world.identities() != self.bench.identities(self.journey.start, self.journey.variant):
+                self._wrong("the mapping names another job, attachment or owner than before")
 
     def _goes_forward(self) -> bool:
         """Return True if nothing was refused: what was cut off or lost is then looked for, and gone on from.
