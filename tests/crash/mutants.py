@@ -58,7 +58,7 @@ INTENT = ("kill", "cut-off", "stop")
 CHECK = ("kill", "fail", "uncertain", "lost-reply", "cut-off", "late", "hang", "not-done", "refuse", "ignore")
 #: What a case says in which the fault did not come.
 NOT_BROKEN = re.compile("was not passed$|^it did not begin as it should")
-_FORWARD = "past the pivot nothing is undone, and who comes after a kill has the effect once more, which changes nothing; a call"
+_FORWARD = "past the pivot nothing is undone, and who comes after a kill has the effect again, to no change; a call"
 #: Mutants that no case can show, and why.
 ARGUED = {
     "reserve-volume: look without its check 1 (self._refuse_strangers())": "Cinder refuses a second reservation while"
@@ -67,11 +67,11 @@ ARGUED = {
     " same attachment; what is lost is the patience with an attachment that says reserved",
     "plug-live: undo removed": "plug-persistent's undo, the next one, takes the disk out of both definitions: the guest"
     " may have been started from the persistent one",
-    "plug-live: no intent before the effect": "a second run finds its disk and plugs nothing, and plug-persistent's undo"
-    " takes it out",
+    "plug-live: no intent before the effect": "a second run finds its disk and plugs nothing, and the undo of"
+    " plug-persistent takes it out",
     "complete-attachment: no intent before the effect": f"{_FORWARD} that comes late finds its own attachment, or none",
-    "complete-attachment: act without its check 1 (if row.status == 'reserved':)": "its check 2 then blocks the job, when"
-    " the time for retries is over",
+    "complete-attachment: act without its check 1 (if row.status == 'reserved':)": "its check 2 then blocks the"
+    " job, when the time for retries is over",
     "finish-mapping: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
     "close-encryption: no intent before the effect": f"{_FORWARD} of the host's lasts as long as the lock of os-brick",
     "disconnect-host: no intent before the effect": f"{_FORWARD} of the host's lasts as long as the lock of os-brick",
@@ -80,10 +80,10 @@ ARGUED = {
     "clear-secret: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
     "clear-host: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
     "clear-rows: no intent before the effect": f"{_FORWARD} that comes late finds no such attachment",
-    "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for the"
-    " reason for which the probe does",
-    "export-volume-legacy: no intent before the effect": "an abort then leaves the export, which the legacy dialect leaves"
-    " anyhow (docs/residue.md)",
+    "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for"
+    " the reason for which the probe does",
+    "export-volume-legacy: no intent before the effect": "an abort then leaves the export, which the legacy dialect"
+    " leaves anyhow (docs/residue.md)",
     "complete-attachment-legacy: no intent before the effect": f"{_FORWARD} that comes late finds its own row, or none",
     "finish-mapping-legacy: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
     "release-attachment-legacy: no intent before the effect": f"{_FORWARD} is not repeated once the row is gone",
