@@ -85,6 +85,17 @@ def test_an_attachment_is_not_deleted_under_a_disk_that_came_back(sim: SimWorld)
     assert judge.diff(before, sim.books()) == []
 
 
+def test_a_strangers_detaching_is_not_rolled_back(sim: SimWorld) -> None:
+    """In the legacy dialect nothing but our own recorded answer shows that the status is ours."""
+    assert sim.tether("attach", "vol1", "guest1", "--dialect", "legacy").code == DONE
+    assert sim.tether("--fault", "begin-detaching.act.before=kill", "detach", "vol1", "guest1").code == KILLED
+    wrecks.detaching(sim.directory, VOL1)
+    done = sim.tether("job", "abort", "--last")
+    assert done.code == BLOCKED
+    assert "cannot be known" in done.err
+    assert sim.books()["cinder"]["vol1"]["status"] == "detaching"
+
+
 def test_a_guest_that_was_paused_meanwhile_is_not_asked(sim: SimWorld) -> None:
     """It could not answer, and would let the disk go as soon as it runs on, after the detach was undone."""
     assert sim.tether("attach", "vol1", "guest1").code == DONE

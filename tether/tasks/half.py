@@ -14,11 +14,17 @@ from tether.tasks.step import Step
 
 @dataclass(frozen=True)
 class Half:
-    """The half of a disk that is there; no secret in it."""
+    """The half of a disk that is there; no secret in it.
+
+    Args:
+        job: the mapping's.
+        marked: the definition without the disk has tether's mark all the same.
+    """
 
     missing: str
     element: str
     job: str
+    marked: bool = False
 
 
 class CheckHalf(Step):
@@ -46,7 +52,8 @@ class CheckHalf(Step):
             raise not_repaired(self.run, f"it is not the {mapping.target} that the ledger has")
         if missing[0] is Scope.LIVE and mapping.data_path == "host" and self._has_no_device(there):
             raise not_repaired(self.run, "this host has no device of it")
-        return Half(str(missing[0]), there.xml, mapping.job_id)
+        marked = other is not None and self.job.volume_id in other.marks  # it outlives a disk that virsh detaches
+        return Half(str(missing[0]), there.xml, mapping.job_id, marked)
 
     def _has_no_device(self, disk: Disk) -> bool:
         return disk.source_type != "network" and self.tools.host.find(self.job.volume_id) is None
@@ -56,7 +63,8 @@ class PlugHalf(Step):
     """Put the missing half of a disk back, as the other half has it: the pivot.
 
     Effect: tether's mark, then ``<disk>`` (attachDeviceFlags). Key: the volume's disk. May be repeated.
-    Compensation: unplug it again, and take the mark out; a guest that does not let go blocks the job.
+    Compensation: unplug it again, and take the mark out if it was not there before; a guest that does not let go
+    blocks the job.
     Uncertain: timeout, connection lost: repeat; each try reads the XML first.
     Crash windows: before the mark; between mark and disk; after the disk.
     """
@@ -89,4 +97,5 @@ class PlugHalf(Step):
                     hint=("resume the guest" if server.power is Power.PAUSED else "see why the guest holds the disk")
                     + f", then: tether job resume {self.job.id}",
                 )
-            self.tools.guest.unmark(server.uuid, scope, self.job.volume_id)
+            if not half.marked:
+                self.tools.guest.unmark(server.uuid, scope, self.job.volume_id)
