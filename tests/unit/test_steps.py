@@ -325,6 +325,14 @@ def test_a_job_ends_only_when_nothing_of_it_can_come_any_more(effect: Effect) ->
     assert effect.run.tools.clock.time() - before >= QUICK.settle_time
 
 
+def test_a_clock_that_was_ahead_is_not_waited_for(effect: Effect) -> None:
+    now = effect.run.tools.clock.time()
+    job = replace(effect.run.job, quiet_at={"cinder": now + 3600})
+    run = Run(tools=effect.run.tools, job=job)
+    run.let_end()
+    assert run.tools.clock.time() - now <= QUICK.settle_time + 1
+
+
 def test_an_uncertain_call_is_looked_for_twice_before_it_counts_as_not_done(effect: Effect) -> None:
     effect.fails = [UncertainError("no answer")]
     before = effect.run.tools.clock.time()

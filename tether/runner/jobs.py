@@ -343,7 +343,7 @@ class Runner:
         run = Run(tools=self.tools, job=job, note=connection.note, keep=connection.keep_secret)
         if before is not None:
             now = self.tools.clock.time()
-            run.ended_at = before.updated_at if before.runner is None else min(before.expires_at or now, now)
+            run.ended_at = min(before.updated_at if before.runner is None else before.expires_at or now, now)
             # A blocked job stopped by itself: only an answer that never came can still be carried out.
             run.orderly = before.state == "blocked" and (before.error or {}).get("code") != UncertainError.code
         hold = Hold(run, leases, lease, connection, self.tools.clock.time())

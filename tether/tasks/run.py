@@ -111,7 +111,9 @@ class Run:
     _connection: Connection | None = None
 
     def __post_init__(self) -> None:
-        self._quiet_at |= self.job.quiet_at
+        # That runner's clock may have been ahead: from now on a call takes no longer than it may take at most.
+        now = self.tools.clock.time()
+        self._quiet_at |= {book: min(until, now + self._settle(book)) for book, until in self.job.quiet_at.items()}
         self.error = self.job.error
 
     # -- asking it to end ------------------------------------------------------------------------------------
