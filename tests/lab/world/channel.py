@@ -25,7 +25,8 @@ Host lab
   LogLevel ERROR
   # an emulated machine answers late
   ConnectTimeout 30
-  SendEnv OS_* TETHER_*
+  # settings of tether, and not the variables of somebody's cloud
+  SendEnv OS_*__*
   ControlMaster auto
   ControlPath {socket}
   ControlPersist yes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -128,6 +129,21 @@ def create_volume(name: str, kind: str = "lvm", size: int = 1) -> str:
     return volume_id
 
 
+def delete_volume(volume_id: str) -> None:
+    """Delete a volume, and wait until it is gone.
+
+    Raises:
+        WorldError: Cinder refuses, or not in time.
+    """
+    api = Api(Host())
+    api.call("DELETE", f"/volumes/{volume_id}")
+
+    def gone() -> bool:
+        return all(row["id"] != volume_id for row in api.call("GET", "/volumes")["volumes"])
+
+    wait_until(f"volume {volume_id} is deleted", gone, 120, pause=0.2)
+
+
 def start_guest() -> None:
     """Define the guest unless it is, and start it unless it runs; it boots while other parts start."""
     call("systemctl", "start", "libvirtd")
@@ -161,6 +177,8 @@ def install_tether() -> None:
     """Let the environment's Python find the checkout's tether, with its commands, and make its tables."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     write(TETHER / "checkout.pth", f"{CHECKOUT}\n")
+    for old in TETHER.glob("tether-*.dist-info"):
+        shutil.rmtree(old)
     info = TETHER / f"tether-{project['version']}.dist-info"
     write(info / "METADATA", f"Metadata-Version: 2.1\nName: tether\nVersion: {project['version']}\n")
     lines = []
