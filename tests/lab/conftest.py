@@ -79,7 +79,8 @@ class LabHost:
         return [GuestDisk(**json.loads(line)) for line in self.inside("disks").splitlines()]
 
 
-def _bin_lab(verb: str) -> subprocess.CompletedProcess[str]:
+def bin_lab(verb: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb of bin/lab on the lab that the environment names."""
     command = [str(CHECKOUT / "bin/lab"), verb]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=UP_LIMIT)
 
@@ -89,11 +90,11 @@ def lab() -> Iterator[LabHost]:
     """The lab that LAB_NAME and TETHER_LAB_DIR name; ended afterwards only if it was started here."""
     place = Lab.of_environment(os.environ.get("LAB_NAME") or "lab0")
     ours = not place.exists()
-    done = _bin_lab("up")
+    done = bin_lab("up")
     assert done.returncode == 0, done.stdout + done.stderr
     yield LabHost(Lab(place.directory))
     if ours:
-        done = _bin_lab("down")
+        done = bin_lab("down")
         assert done.returncode == 0, done.stdout + done.stderr
 
 
