@@ -13,7 +13,7 @@ environment() {
 }
 environment /opt/tether -r "$wheels/tether/requirements"
 environment /opt/cinder -r "$wheels/cinder/requirements"
-for name in cinder-rtstool cinder-manage; do ln -s "/opt/cinder/bin/$name" /usr/local/bin/; done
+ln -s /opt/cinder/bin/cinder-manage /usr/local/bin/
 
 # Cinder's tables, so that a lab need not make them.
 mkdir -p /var/lib/cinder/locks /var/lib/tether/locks /var/log/cinder /etc/target
