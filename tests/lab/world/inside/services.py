@@ -145,7 +145,11 @@ def delete_volume(volume_id: str) -> None:
 
 
 def start_guest() -> None:
-    """Define the guest unless it is, and start it unless it runs; it boots while other parts start."""
+    """Define the guest unless it is, and start it unless it runs; it boots while other parts start.
+
+    A guest with disks is not started: after a power cut their devices are not there, and somebody must connect them
+    first.
+    """
     call("systemctl", "start", "libvirtd")
     if GUEST not in call("virsh", "-q", "list", "--all", "--name").split():
         file = Path("/var/lib/libvirt") / f"{GUEST}.xml"
@@ -159,8 +163,18 @@ def start_guest() -> None:
         )
         write(file, text)
         call("virsh", "-q", "define", str(file))
-    if GUEST not in call("virsh", "-q", "list", "--name").split():
-        call("virsh", "-q", "start", GUEST)
+    if runs_guest():
+        return
+    if disks := call("virsh", "-q", "domblklist", "--inactive", GUEST).split():
+        print(f"{GUEST} is not started: it has {disks[0]} on {disks[1]}, which must be connected first", flush=True)
+        return
+    CONSOLE_LOG.unlink(missing_ok=True)  # of an earlier boot: it says that the guest is up
+    call("virsh", "-q", "start", GUEST)
+
+
+def runs_guest() -> bool:
+    """Tell whether the guest runs."""
+    return GUEST in call("virsh", "-q", "list", "--name").split()
 
 
 def console() -> Console:
@@ -169,7 +183,9 @@ def console() -> Console:
 
 
 def wait_for_guest() -> None:
-    """Wait until the guest has booted."""
+    """Wait until the guest has booted, if it was started."""
+    if not runs_guest():
+        return
     wait_until(f"{GUEST} boots (see {CONSOLE_LOG})", console().is_up, 300, pause=0.2)
 
 
