@@ -52,12 +52,14 @@ def _choose(lab: Lab) -> None:
     engine = os.environ.get("LAB_ENGINE") or "uml"
     if engine not in ENGINES:
         raise WorldError(f"LAB_ENGINE={engine}: it is one of {', '.join(ENGINES)}")
+    memory = os.environ.get("LAB_MEMORY") or "3072"
+    if not memory.isdecimal():
+        raise WorldError(f"LAB_MEMORY={memory}: it is a number of MiB")
     with cache_lock():
         found = image.build(stage)
     shutil.rmtree(lab.directory, ignore_errors=True)
     lab.directory.mkdir(mode=0o700, parents=True)
-    memory = int(os.environ.get("LAB_MEMORY") or 3072)
-    lab.remember({"engine": engine, "image": str(found.directory), "memory": memory, "port": free_port()})
+    lab.remember({"engine": engine, "image": str(found.directory), "memory": int(memory), "port": free_port()})
 
 
 def _compile() -> None:
