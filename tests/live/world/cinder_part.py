@@ -9,7 +9,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.live.world.layout import PROJECT, World, WorldError, write
 from tests.live.world.processes import Daemon, wait_until
@@ -127,10 +127,17 @@ def write_side_config(config: Path, world: World, database: Path) -> Path:
     return side
 
 
+class Place(Protocol):
+    """Where a Cinder is."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+
 class Api:
     """The few calls that fill a world, by the standard library."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Place) -> None:
         self.endpoint = world.endpoint
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

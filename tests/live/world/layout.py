@@ -148,8 +148,13 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of every process of this world: also the mark by which one is known as ours."""
+        """The environment of every process of this world."""
         return os.environ | {"TETHER_LIVE_DIR": str(self.directory), "TGT_IPC_SOCKET": str(self.tgt_socket)}
+
+    @property
+    def mark(self) -> str:
+        """What the environment of this world's processes has, and nobody else's."""
+        return f"TETHER_LIVE_DIR={self.directory}"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -35,26 +35,29 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_MARK = "written by tether's bin/live for the time of one apt-get"
 
 
-def missing_packages() -> list[str]:
+def missing_packages(wanted: Sequence[str]) -> list[str]:
     """Return the packages that are not installed."""
     listed = subprocess.run(
-        ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n", *PACKAGES],
+        ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n", *wanted],
         check=False,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
     installed = {line.split()[0] for line in listed if line.endswith(" installed")}
-    missing = [name for name in PACKAGES if name not in installed]
-    return missing if kernel_version() else [*missing, KERNEL_PACKAGE]
+    return [name for name in wanted if name not in installed]
 
 
 def install_packages() -> None:
-    """Install what is missing, without starting or restarting any of the machine's daemons.
+    """Install what the live world lacks (see install)."""
+    install(missing_packages(PACKAGES) + ([] if kernel_version() else [KERNEL_PACKAGE]))
+
+
+def install(missing: Sequence[str]) -> None:
+    """Install packages, without starting or restarting any of the machine's daemons.
 
     Raises:
         WorldError: apt-get failed.
     """
-    missing = missing_packages()
     if not missing:
         return
     environment = os.environ | {
@@ -63,8 +66,8 @@ def install_packages() -> None:
         "NEEDRESTART_SUSPEND": "1",
     }
     with _no_daemon_is_started():
-        _run(["apt-get", "-q", "update"], environment)
-        _run(
+        run(["apt-get", "-q", "update"], environment)
+        run(
             ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends", "install", *missing],
             environment,
         )
@@ -99,13 +102,18 @@ def cinder_environment() -> Path:
     wanted = CONSTRAINTS.read_text()
     if not complete.exists() or complete.read_text() != wanted:
         place.mkdir(parents=True, exist_ok=True)
-        _run(["/usr/bin/python3", "-m", "venv", "--clear", str(place)])
-        _run([str(place / "bin/pip"), "install", "-q", "-c", str(CONSTRAINTS), CINDER])
+        run(["/usr/bin/python3", "-m", "venv", "--clear", str(place)])
+        run([str(place / "bin/pip"), "install", "-q", "-c", str(CONSTRAINTS), CINDER])
         complete.write_text(wanted)
     return place
 
 
-def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command to its end.
+
+    Raises:
+        WorldError: it failed; the end of what it printed is in the message.
+    """
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         end = "\n".join((done.stdout + done.stderr).splitlines()[-15:])

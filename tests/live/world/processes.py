@@ -8,8 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from tests.live.world.layout import World, WorldError
+from tests.live.world.layout import WorldError
 
 
 def wait_until(what: str, check: Callable[[], bool], timeout: float, pause: float = 0.05) -> None:
@@ -55,6 +56,19 @@ def environment_of(pid: int, patience: float = 10) -> list[bytes] | None:
         time.sleep(0.01)
 
 
+class Owner(Protocol):
+    """Whose a process is: where its pid and log are kept, and the environment by which it is known."""
+
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def logs(self) -> Path: ...
+    @property
+    def environment(self) -> dict[str, str]: ...
+    @property
+    def mark(self) -> str: ...
+
+
 class Daemon:
     """One process of a world.
 
@@ -65,7 +79,7 @@ class Daemon:
         command: what to run; it must stay in the foreground and keep its pid over every exec.
     """
 
-    def __init__(self, world: World, name: str, comm: str, command: Sequence[str] = ()) -> None:
+    def __init__(self, world: Owner, name: str, comm: str, command: Sequence[str] = ()) -> None:
         self.world, self.name, self.comm, self.command = world, name, comm, list(command)
         self.pid_file = world.directory / f"{name}.pid"
         self.log = world.logs / f"{name}.log"
@@ -81,7 +95,7 @@ class Daemon:
     def _is_ours(self, pid: int) -> bool:
         """A pid is used again some day, and another world has the same daemons."""
         environment = environment_of(pid)
-        return environment is not None and f"TETHER_LIVE_DIR={self.world.directory}".encode() in environment
+        return environment is not None and self.world.mark.encode() in environment
 
     def start(self, ready: Callable[[], bool], timeout: float = 60) -> None:
         """Start it unless it runs, and wait until it serves.

@@ -1,0 +1,112 @@
+"""The fixture ``lab``: a compute host of ``bin/lab``, started for the session unless it runs already."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.world import channel
+from tests.lab.world.__main__ import INSIDE
+from tests.lab.world.layout import Lab
+from tests.live.commands import Outcome
+from tests.live.world.console import GuestDisk
+from tests.live.world.layout import CHECKOUT
+
+UP_LIMIT = 2400  # seconds; the first start on a machine builds the image
+TEST_LIMIT = 900  # seconds for one test by itself: everything in a lab is slow
+GUEST = "guest1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test below this directory, and let its time begin after the lab's start."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TEST_LIMIT, func_only=True))
+
+
+class LabHost:
+    """One running lab, and what a test needs of it."""
+
+    guest = GUEST
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def run(self, *words: str) -> str:
+        """Run a command in the lab and return what it prints; it must succeed."""
+        return channel.must(self.lab, *words)
+
+    def inside(self, *words: str) -> str:
+        """Run one of the verbs that the lab has inside."""
+        return channel.must(self.lab, f"{INSIDE} {shlex.join(words)}")
+
+    def tether(self, *words: str, **changes: object) -> Outcome:
+        """Run a tether command in the lab.
+
+        Args:
+            changes: settings, as ``section__option``.
+        """
+        settings = [f"OS_{name.upper()}={value}" for name, value in changes.items()]
+        done = channel.run(self.lab, "env", *settings, "tether", *words)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def books(self) -> dict[str, Any]:
+        """Return what the judge in the lab sees."""
+        found: dict[str, Any] = json.loads(self.inside("books"))
+        return found
+
+    def in_guest(self, line: str) -> str:
+        """Run one line of shell in the guest and return what it prints."""
+        return self.inside("guest", line).rstrip("\n")
+
+    def wait_for_disk(self, serial: str) -> GuestDisk:
+        """Return the guest's disk with this serial, once the guest has it."""
+        return GuestDisk(**json.loads(self.inside("disks", serial)))
+
+    def disks(self) -> list[GuestDisk]:
+        """Return the disks that the guest has."""
+        return [GuestDisk(**json.loads(line)) for line in self.inside("disks").splitlines()]
+
+
+def bin_lab(verb: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb of bin/lab on the lab that the environment names."""
+    command = [str(CHECKOUT / "bin/lab"), verb]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=UP_LIMIT)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[LabHost]:
+    """The lab that LAB_NAME and TETHER_LAB_DIR name; ended afterwards only if it was started here."""
+    place = Lab.of_environment(os.environ.get("LAB_NAME") or "lab0")
+    ours = not place.exists()
+    done = bin_lab("up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield LabHost(Lab(place.directory))
+    if ours:
+        done = bin_lab("down")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def new_volume(lab: LabHost) -> Iterator[Callable[..., str]]:
+    """Make volumes; they are gone after the test."""
+    made: list[str] = []
+
+    def make(type: str = "lvm") -> str:
+        made.append(lab.inside("create", f"test-{uuid.uuid4().hex[:8]}", "--type", type).strip())
+        return made[-1]
+
+    yield make
+    for volume_id in made:
+        lab.inside("delete", volume_id)

@@ -1,0 +1,79 @@
+"""Verbs inside a lab: ``python3 -m tests.lab.world.inside VERB …``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from tests.lab.world.inside import judge, services
+from tests.lab.world.stages import stage
+from tests.live.world.console import ConsoleError
+from tests.live.world.layout import WorldError
+
+
+def up() -> None:
+    """Start what is missing of the host."""
+    stage("volume group, iSCSI, multipath", services.start_storage)
+    stage("libvirt, guest started", services.start_guest)
+    stage("Cinder", services.start_cinder)
+    stage("volume types and volumes", services.fill_cinder)
+    stage("tether", services.install_tether)
+    stage("guest booted", services.wait_for_guest)
+
+
+def print_disks(serial: str | None) -> None:
+    """Print the disks as the guest sees them, a line of JSON each.
+
+    Args:
+        serial: wait until the guest has a disk with this one, and print it alone.
+    """
+    console = services.console()
+    for disk in console.disks() if serial is None else [console.wait_for_disk(serial)]:
+        print(json.dumps(asdict(disk)))
+
+
+def main() -> int:
+    """Do what the command line says."""
+    os.environ["XDG_CACHE_HOME"] = "/opt/guests"
+    parser = argparse.ArgumentParser(prog="python3 -m tests.lab.world.inside", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, help: str, work: Callable[..., object]) -> argparse.ArgumentParser:
+        part = verbs.add_parser(name, help=help)
+        part.set_defaults(work=work)
+        return part
+
+    verb("up", "start what is missing of the host", up)
+    verb("guest", "run one line of shell in the guest", run_in_guest).add_argument("line")
+    verb("books", "print what all the books say, as JSON", lambda: print(json.dumps(judge.snapshot(), indent=1)))
+    disks = verb("disks", "print the disks as the guest sees them", print_disks)
+    disks.add_argument("serial", nargs="?", help="wait for the disk with this serial")
+    create = verb("create", "make a volume and print its id", create_volume)
+    create.add_argument("name")
+    create.add_argument("--type", default="lvm")
+    verb("delete", "delete a volume", services.delete_volume).add_argument("volume_id")
+    words = vars(parser.parse_args())
+    try:
+        words.pop("work")(**words)
+    except (WorldError, ConsoleError) as error:
+        print(f"in the lab: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_in_guest(line: str) -> None:
+    """Run one line of shell in the guest and print what it prints."""
+    print(services.console().run(line, timeout=120))
+
+
+def create_volume(name: str, type: str) -> None:
+    """Make a volume and print its id."""
+    print(services.create_volume(name, type))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
