@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ def with_its_disk(sim: SimWorld, data_path: str) -> str:
     shutil.copytree(sim.directory, copy)
     assert SimWorld(copy, data_path).tether("attach", "vol1", "guest1").code == DONE
     return (copy / LIVE).read_text()
+
+
+@contextmanager
+def put_back(sim: SimWorld, disk: str) -> Iterator[None]:
+    """Put guest1 back to a live definition, for a while."""
+    live = sim.directory / LIVE
+    now = live.read_text()
+    live.write_text(disk)
+    yield
+    live.write_text(now)
 
 
 def known_pending(sim: SimWorld) -> dict[str, Any]:
@@ -59,13 +71,10 @@ def test_an_export_is_not_dropped_under_a_disk_that_came_back(sim: SimWorld, dat
     world, before, disk = SimWorld(sim.directory, data_path), sim.books(), with_its_disk(sim, data_path)
     faults = ("--fault", "plug-live.act.before=fail", "--fault", "export-volume.undo.before=kill")
     assert world.tether(*faults, "attach", "vol1", "guest1").code == KILLED
-    live = sim.directory / LIVE
-    without = live.read_text()
-    live.write_text(disk)
-    between = sim.books()
-    assert world.tether("job", "resume", "--last").code == BLOCKED
-    assert sim.books()["cinder"] == between["cinder"]
-    live.write_text(without)
+    with put_back(sim, disk):
+        between = sim.books()
+        assert world.tether("job", "resume", "--last").code == BLOCKED
+        assert sim.books()["cinder"] == between["cinder"]
     assert world.tether("job", "resume", "--last").code == ROLLED_BACK
     assert judge.diff(before, sim.books()) == []
 
@@ -74,13 +83,10 @@ def test_an_attachment_is_not_deleted_under_a_disk_that_came_back(sim: SimWorld)
     before, disk = sim.books(), with_its_disk(sim, "host")
     assert sim.tether("attach", "vol1", "guest1").code == DONE
     assert sim.tether("--fault", "release-attachment.act.before=kill", "detach", "vol1", "guest1").code == KILLED
-    live = sim.directory / LIVE
-    without = live.read_text()
-    live.write_text(disk)
-    between = sim.books()
-    assert sim.tether("job", "resume", "--last").code == BLOCKED
-    assert sim.books()["cinder"] == between["cinder"]
-    live.write_text(without)
+    with put_back(sim, disk):
+        between = sim.books()
+        assert sim.tether("job", "resume", "--last").code == BLOCKED
+        assert sim.books()["cinder"] == between["cinder"]
     assert sim.tether("job", "resume", "--last").code == DONE
     assert judge.diff(before, sim.books()) == []
 
@@ -146,13 +152,10 @@ def test_what_is_used_again_meanwhile_is_not_cleared(sim: SimWorld, point: str, 
     wrecks.stray(sim.directory, VOL1)
     words = ("--fault", f"{point}=kill", "repair", "--apply", "--volume", "vol1")
     assert world.tether(*words).code == KILLED
-    live = sim.directory / LIVE
-    without = live.read_text()
-    live.write_text(disk)
-    between = sim.books()
-    done = world.tether("job", "resume", "--last")
-    assert done.code == BLOCKED, done.err
-    assert [line for line in judge.diff(between, sim.books()) if not line.startswith("/ledger/leases")] == []
-    live.write_text(without)
+    with put_back(sim, disk):
+        between = sim.books()
+        done = world.tether("job", "resume", "--last")
+        assert done.code == BLOCKED, done.err
+        assert [line for line in judge.diff(between, sim.books()) if not line.startswith("/ledger/leases")] == []
     assert world.tether("job", "resume", "--last").code == DONE
     assert sim.books()["cinder"]["vol1"]["status"] == "available"

@@ -156,15 +156,13 @@ class Trial:
 
     def _use_again(self) -> None:
         """Detach what is attached, attach what is not: nothing that comes late, or wakes up, may spoil that."""
-        state, _code = self._job()
-        kind, variant = (self._end_of(state), self.journey.variant)
-        words, self._again = {
-            "attached": (variant.detach, "fresh"),
-            "adopted": (variant.detach, "fresh"),
-            "fresh": (variant.attach, "attached"),
-        }.get(kind, ((), ""))
-        if not words or (variant.server == "paused1" and words == variant.detach):
-            self._again = ""
+        variant = self.journey.variant
+        now = self._end_of(self._job()[0])
+        if now in ("attached", "adopted") and variant.server != "paused1":  # a paused guest lets nothing go
+            words, self._again = variant.detach, "fresh"
+        elif now == "fresh":
+            words, self._again = variant.attach, "attached"
+        else:
             return
         self._ended = time.time()
         done = self._say(words, (), self.world.run(words))
@@ -173,9 +171,9 @@ class Trial:
 
     def _end_of(self, state: str) -> str:
         """Return the kind of world that a job leaves when it ends so; empty if it is blocked."""
-        return {"blocked": "", "rolled-back": self.journey.start, "nothing": self.journey.start}.get(
-            state, self.journey.done
-        )
+        if state == "blocked":
+            return ""
+        return self.journey.start if state in ("rolled-back", "nothing") else self.journey.done
 
     def _stopped(self, child: Child) -> Outcome:
         done = self.world.wait_stopped(child)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tests.live.world.layout import CHECKOUT, WorldError, write
+from tests.live.world.layout import CHECKOUT, WorldError, locked, write
 
 ENGINES = ("uml", "tcg", "kvm")
 #: Where the lab sees the checkout; what runs inside is this very checkout.
@@ -32,17 +31,6 @@ def cache_lock() -> Iterator[None]:
     cache_directory().mkdir(parents=True, exist_ok=True)
     with locked(cache_directory()):
         yield
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory's lock."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,14 @@ def cache_directory() -> Path:
 def cache_lock() -> Iterator[None]:
     """Let one world at a time install packages and fill the cache."""
     cache_directory().mkdir(parents=True, exist_ok=True)
-    handle = os.open(cache_directory(), os.O_RDONLY | os.O_DIRECTORY)
+    with locked(cache_directory()):
+        yield
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory's lock."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
