@@ -44,7 +44,7 @@ host_settle = 1.1
 """
 #: Seconds: of a lease, and of one that shall lapse soon.
 LEASE, SHORT_LEASE = 30.0, 0.4
-#: Seconds after which a command that has not ended never will.
+#: Seconds after which a command that has not ended never will, beside what it rightly waits for Cinder.
 PATIENCE = 60.0
 
 
@@ -176,6 +176,11 @@ class World:
         """Tether's database, which may not be there yet."""
         return self.directory / "tether.sqlite"
 
+    @property
+    def patience(self) -> float:
+        """Seconds after which a command that has not ended never will."""
+        return PATIENCE
+
     def books(self) -> dict[str, Any]:
         """Return the five books, as they can be compared."""
         return judge.comparable(self.directory)
@@ -267,17 +272,17 @@ class World:
         """Wait until a command has ended; end it if it does not."""
         handle = os.pidfd_open(child.pid)
         try:
-            if not select.select([handle], [], [], PATIENCE)[0]:
+            if not select.select([handle], [], [], self.patience)[0]:
                 os.kill(child.pid, signal.SIGKILL)
                 with child.said.open("a") as stream:
-                    stream.write(f"matrix: it did not end within {PATIENCE:.0f} s\n")
+                    stream.write(f"matrix: it did not end within {self.patience:.0f} s\n")
         finally:
             os.close(handle)
         return child.ended(os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]))
 
     def wait_stopped(self, child: Child) -> Outcome | None:
         """Wait until a command has stopped itself; return how it ended if it did that instead."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while True:
             pid, status = os.waitpid(child.pid, os.WUNTRACED | os.WNOHANG)
             if pid and os.WIFSTOPPED(status):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.errors import UsageError
-from tether.matrix.bench import Bench, Program, World
+from tether.matrix.bench import PATIENCE, Bench, Program, World
 from tether.matrix.journeys import RESUME, Variant
 from tether.matrix.live_judge import Judge
 
@@ -44,6 +45,17 @@ class Place:
     @property
     def ledger(self) -> Path:
         return self.directory / "tether.sqlite"
+
+    @property
+    def configuration(self) -> Path:
+        return self.directory / "tether.conf"
+
+    @property
+    def rpc_response_timeout(self) -> float:
+        """Cinder's, in seconds, as the configuration of tether has it."""
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read(self.configuration)
+        return parser.getfloat("cinder", "rpc_response_timeout")
 
     @property
     def libvirt_uri(self) -> str:
@@ -124,6 +136,11 @@ class LiveWorld(World):
     def ledger(self) -> Path:
         return self.bench.place.ledger
 
+    @property
+    def patience(self) -> float:
+        """As long as three calls of one command may be cut off, each of which Cinder may still finish by itself."""
+        return PATIENCE + 3 * (self.bench.place.rpc_response_timeout + float(PACE["OS_CINDER__SETTLE_MARGIN"]))
+
     def books(self) -> dict[str, Any]:
         """Return what the books say of the volume; a UUID that nobody knows beforehand is its number of appearance."""
         numbers: dict[str, str] = {}
@@ -154,7 +171,7 @@ class LiveWorld(World):
         return line.startswith(("/tgt/targets/", "/tgt/accounts"))
 
     def options(self, config: Path, words: Sequence[str]) -> list[str]:
-        return ["--config-file", str(self.bench.place.directory / "tether.conf")]
+        return ["--config-file", str(self.bench.place.configuration)]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -95,7 +95,7 @@ class World:
             if name not in memory:
                 memory[name] = free_port()
         timeout = os.environ.get("LIVE_RPC_TIMEOUT")
-        memory["rpc_response_timeout"] = int(timeout) if timeout else memory.get("rpc_response_timeout", 60)
+        memory["rpc_response_timeout"] = int(timeout) if timeout else memory.get("rpc_response_timeout", 10)
         write(self.memory_file, json.dumps(memory, indent=2) + "\n")
         self.__dict__.pop("memory", None)
 
