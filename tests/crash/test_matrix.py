@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from tests.report import counted
 from tests.tree import ROOT
 from tether.cli.demo import PROGRAM
 from tether.flows.registry import CURRENT
-from tether.matrix.journeys import FURTHER, VARIANTS, flows, journeys
+from tether.matrix.journeys import FURTHER, KILLED, PLAIN, VARIANTS, flows, journeys
+from tether.matrix.live import PACE, LiveBench, LiveWorld
 from tether.matrix.points import OTHERS, RARE, all_points
 from tether.sim.script import CALLS
 from tether.tasks.step import Step
@@ -183,3 +185,23 @@ def test_no_live_world_is_said(tmp_path: Path) -> None:
     )
     assert done.returncode == 2, done.stderr
     assert "next: start one: bin/live up" in done.stderr
+
+
+def test_a_command_of_a_live_world_may_wait_as_long_as_its_cinder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tether.matrix.live.PATIENCE", 0.1)
+    monkeypatch.setitem(PACE, "OS_CINDER__SETTLE_MARGIN", "0.1")
+    (tmp_path / "world.json").write_text("{}")
+    ends = {}
+    for timeout in (0.0, 5.0):
+        (tmp_path / "tether.conf").write_text(f"[cinder]\nrpc_response_timeout = {timeout}\n")
+        world = LiveWorld(LiveBench(tmp_path, slow, tmp_path), tmp_path / "case", PLAIN)
+        ends[timeout] = world.run(("attach",)).code
+    assert ends == {0.0: KILLED, 5.0: 0}
+
+
+def slow(_words: list[str]) -> int:
+    """Be a command that waits for a second."""
+    time.sleep(1.0)
+    return 0
