@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 
@@ -31,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     plugin = TierReport(read_checks(config.getoption("--checks")), config.getoption("--report"))
     config.pluginmanager.register(plugin, "tether-tiers")
+
+
+@pytest.fixture(scope="session")
+def kill_seed(request: pytest.FixtureRequest) -> int:
+    """What the random kills are drawn from: the given seed, or a new one that the summary tells."""
+    given = request.config.getoption("--seed")
+    return random.SystemRandom().randrange(10**6) if given is None else int(given)
 
 
 @pytest.fixture(scope="session")

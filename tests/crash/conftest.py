@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -10,13 +9,6 @@ import pytest
 from tests.crash.world import sim, template
 
 __all__ = ["sim", "template"]
-
-
-@pytest.fixture(scope="session")
-def kill_seed(request: pytest.FixtureRequest) -> int:
-    """What the random kills are drawn from: the given seed, or a new one that the summary tells."""
-    given = request.config.getoption("--seed")
-    return random.SystemRandom().randrange(10**6) if given is None else int(given)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

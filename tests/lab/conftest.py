@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,16 @@ class LabHost:
         """Run one of the verbs that the lab has inside."""
         return channel.must(self.lab, f"{INSIDE} {shlex.join(words)}")
 
-    def tether(self, *words: str, **changes: object) -> Outcome:
+    def tether(self, *words: str, kill_after: float | None = None, **changes: object) -> Outcome:
         """Run a tether command in the lab.
 
         Args:
+            kill_after: so many seconds later its process gets SIGKILL; its children do not, and the code is 137.
             changes: settings, as ``section__option``.
         """
         settings = [f"OS_{name.upper()}={value}" for name, value in changes.items()]
-        done = channel.run(self.lab, "env", *settings, "tether", *words)
+        until = () if kill_after is None else ("timeout", "--foreground", "-s", "KILL", f"{kill_after:.3f}")
+        done = channel.run(self.lab, *until, "env", *settings, "tether", *words)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def books(self) -> dict[str, Any]:
@@ -110,3 +113,25 @@ def new_volume(lab: LabHost) -> Iterator[Callable[..., str]]:
     yield make
     for volume_id in made:
         lab.inside("delete", volume_id)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how the jobs ended that were killed at random moments."""
+    ways = [
+        (outcome, value)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for key, value in report.user_properties
+        if key == "lab_kills" and report.when == "call"
+    ]
+    if not ways:
+        return
+    ends = Counter(end for _, told in ways for end in told["ends"])
+    kills, violations = sum(told["kills"] for _, told in ways), sum(outcome == "failed" for outcome, _ in ways)
+    terminalreporter.section("random kills in the lab")
+    terminalreporter.write_line(
+        f"{kills} kills ({', '.join(f'{count} {end}' for end, count in sorted(ends.items()))}), {violations} violations"
+    )
+    terminalreporter.write_line(
+        f"seed {ways[0][1]['seed']}; again: bin/test lab --kills {kills} --seed {ways[0][1]['seed']}"
+    )

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from tether.audit.drift import Kind
 from tether.cli.base import Lister
 
 if TYPE_CHECKING:
@@ -23,39 +24,44 @@ COLUMNS = ("action", "volume", "server", "drift", "text", "result")
 DETAILS = ("volume_id", "server_id", "job")
 
 
-class Repair(Lister):
-    """Put right what tether audit finds, by jobs like any other; show the plan unless --apply is given.
+class Repairing(Lister):
+    """What repairs have in common: the jobs that a plan asks for, and the table of what came of them.
 
-    Nothing that a guest or the host may be using is freed, and nothing that is not tether's own is touched: it is
-    listed with the reason why it stays. Exit code 0 if nothing is to be done or is left, 7 if something is, 4 if a
-    job ended blocked.
+    Attributes:
+        drifts: the kinds that it is about; empty for all.
+        agreed: what is said when nothing is left of them.
     """
 
     fields = (*COLUMNS, *DETAILS)
+    drifts: frozenset[Kind] = frozenset()
+    agreed = "all books agree"
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=True)  # on a terminal: texts are sentences
-        what = parser.add_mutually_exclusive_group()
-        what.add_argument("--plan", action="store_true", help="show what would be done; nothing is changed (default)")
-        what.add_argument("--apply", action="store_true", help="do it, then read the books again")
-        parser.add_argument("--server", default="", metavar="SERVER", help="only of this server: its UUID or name")
-        parser.add_argument("--volume", default="", metavar="VOLUME", help="only of this volume: its id or name")
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-        self.volume, self.server = parsed_args.volume, parsed_args.server
+    def go(
+        self, parsed_args: argparse.Namespace, *, volume: str, server: str, apply: bool
+    ) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Read the books, carry out what is planned, and return the table; sets the exit code.
+
+        Args:
+            volume, server: only of these; empty for all.
+            apply: carry it out.
+        """
+        self.volume, self.server = volume, server
         self.results: dict[tuple[str, ...], tuple[Action, str, str]] = {}
         with self.world() as world:
             survey, plan = self._look(world)
-            if parsed_args.apply:
+            if apply:
                 survey, plan = self._apply(world, survey, plan)
         for item in survey.unread:
             self.app.say(f"tether: unread: {item.book}, {item.what}: {item.reason}")
-        rows = [*self._rows(plan, applied=parsed_args.apply)]
+        rows = [*self._rows(plan, applied=apply)]
         if not self.exit_code:
             self.exit_code = DRIFT if plan.actions or plan.left or survey.unread else 0
-        self.app.say(f"tether: {self._verdict(plan, survey, applied=parsed_args.apply)}")
+        self.app.say(f"tether: {self._verdict(plan, survey, applied=apply)}")
         wanted = self.fields if self.is_machine or set(parsed_args.columns) - set(COLUMNS) else COLUMNS
         return wanted, [tuple(row[name] for name in wanted) for row in rows]
 
@@ -69,7 +75,11 @@ class Repair(Lister):
         volume = names.find(survey, "volume", self.volume) if self.volume else ""
         server = names.find(survey, "server", self.server) if self.server else ""
         drifts = [
-            drift for drift in judge(survey) if volume in {"", drift.volume_id} and server in {"", drift.server_id}
+            drift
+            for drift in judge(survey)
+            if volume in {"", drift.volume_id}
+            and server in {"", drift.server_id}
+            and (not self.drifts or drift.kind in self.drifts)
         ]
         return survey, make_plan(survey, drifts)
 
@@ -134,13 +144,54 @@ class Repair(Lister):
         stays = sum(len(action.drifts) for action in plan.actions) * applied + len(plan.left)
         if not applied:
             jobs = _count(len(plan.actions), "job")
-            return f"{jobs} planned, {_count(stays, 'drift')} stay" if plan.actions or stays else _nothing(survey)
+            return f"{jobs} planned, {_count(stays, 'drift')} stay" if plan.actions or stays else self._nothing(survey)
         done = _count(len(self.results), "job")
-        return f"{done} run; {_count(stays, 'drift')} left" if stays else f"{done} run; {_nothing(survey)}"
+        return f"{done} run; {_count(stays, 'drift')} left" if stays else f"{done} run; {self._nothing(survey)}"
+
+    def _nothing(self, survey: Survey) -> str:
+        return "no drift in what could be read" if survey.unread else self.agreed
 
 
-def _nothing(survey: Survey) -> str:
-    return "no drift in what could be read" if survey.unread else "all books agree"
+class Repair(Repairing):
+    """Put right what tether audit finds, by jobs like any other; show the plan unless --apply is given.
+
+    Nothing that a guest or the host may be using is freed, and nothing that is not tether's own is touched: it is
+    listed with the reason why it stays. Exit code 0 if nothing is to be done or is left, 7 if something is, 4 if a
+    job ended blocked.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--plan", action="store_true", help="show what would be done; nothing is changed (default)")
+        what.add_argument("--apply", action="store_true", help="do it, then read the books again")
+        parser.add_argument("--server", default="", metavar="SERVER", help="only of this server: its UUID or name")
+        parser.add_argument("--volume", default="", metavar="VOLUME", help="only of this volume: its id or name")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        return self.go(parsed_args, volume=parsed_args.volume, server=parsed_args.server, apply=parsed_args.apply)
+
+
+class Reconnect(Repairing):
+    """Connect what this host has lost with a reboot: devices, links and dm-crypt, as Cinder says now.
+
+    For the boot of a host, before its guests start. A job that the reboot interrupted, or that was blocked before, is
+    taken up first. Exit code 0 if nothing is to be done or is left, 7 if something is, 4 if a job ended blocked.
+    """
+
+    drifts = frozenset({Kind.BLOCKED_JOB, Kind.INTERRUPTED_JOB, Kind.MISSING_DEVICE, Kind.STALE_CONNECTION})
+    agreed = "what is attached is connected"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--server", default="", metavar="SERVER", help="only of this server: its UUID or name")
+        which.add_argument("--all", action="store_true", help="of every server of this host")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        return self.go(parsed_args, volume="", server=parsed_args.server, apply=True)
 
 
 def _count(number: int, what: str) -> str:
