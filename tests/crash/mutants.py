@@ -79,6 +79,8 @@ ARGUED = {
     "finish-adoption: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
     "clear-secret: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
     "clear-host: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
+    "clear-host: act without its check 2 (if host.encryption_open(volume_id):)": "the disconnect that follows refuses"
+    " while the mapping is open, and the step, which is repeated, closes it again",
     "clear-rows: no intent before the effect": f"{_FORWARD} that comes late finds no such attachment",
     "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for"
     " the reason for which the probe does",
