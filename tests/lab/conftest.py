@@ -61,7 +61,8 @@ class LabHost:
         """
         settings = [f"OS_{name.upper()}={value}" for name, value in changes.items()]
         until = () if kill_after is None else ("timeout", "--foreground", "-s", "KILL", f"{kill_after:.3f}")
-        done = channel.run(self.lab, *until, "env", *settings, "tether", *words)
+        line = shlex.join([*until, "env", *settings, "tether", *words])
+        done = channel.run(self.lab, f"{line}; exit $?")  # a shell of its own: ssh says 255 of what a signal ended
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def books(self) -> dict[str, Any]:
