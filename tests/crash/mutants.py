@@ -79,11 +79,16 @@ ARGUED = {
     "finish-adoption: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
     "clear-secret: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
     "clear-host: no intent before the effect": f"{_FORWARD} is made only where nothing uses the volume",
-    "clear-host: act without its check 2 (if host.encryption_open(volume_id):)": "the disconnect that follows refuses"
-    " while the mapping is open, and the step, which is repeated, closes it again",
+    "reopen-encryption: undo without its check 1 (if self.tools.host.encryption_open(self.job.volume_id):)": "the proof"
+    " of reconnect-host's undo, the next one, sees the open mapping too",
+    "clear-host: act without its check 2 (if host.encryption_open(volume_id):)": "the proof of the disconnect"
+    " that follows sees the open mapping too, and the step, which is repeated, closes it again",
     "clear-rows: no intent before the effect": f"{_FORWARD} that comes late finds no such attachment",
     "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for"
     " the reason for which the probe does",
+    "reserve-volume-legacy: look without its check 1 (self._refuse_attaching())": "as for the whole probe",
+    "reserve-volume-legacy: undo without its check 1 (if self._status() == 'attaching':)": "no case comes to"
+    " os-unreserve (RARE in tether/matrix/points.py says why)",
     "export-volume-legacy: no intent before the effect": "an abort then leaves the export, which the legacy dialect"
     " leaves anyhow (docs/residue.md)",
     "complete-attachment-legacy: no intent before the effect": f"{_FORWARD} that comes late finds its own row, or none",

@@ -332,3 +332,15 @@ def test_a_device_goes_although_another_server_uses_the_volume_by_network(sim: S
     for server in sorted(["guest1", "guest2"], key=lambda name: name == last):
         assert host.tether("detach", "shared1", server).code == DONE
     assert judge.diff(before, sim.books()) == []
+
+
+def test_a_guest_that_keeps_the_half_that_a_repair_gave_it_keeps_its_mark(sim: SimWorld) -> None:
+    volume = drifts.persistent_only_disk(sim).volume_id
+    assert sim.tether("--fault", "plug-half.act.after=kill", "repair", "--apply", "--volume", volume).code == KILLED
+    given = sim.books()
+    sim.script("guest.unplug_live", "refuse")
+    aborted = sim.tether("job", "abort", "--last")
+    assert aborted.code == BLOCKED, aborted.err
+    assert "does not let volume persistent-only go" in aborted.err
+    assert sim.books()["guests"] == given["guests"]
+    assert sim.tether("job", "resume", "--last").code == ROLLED_BACK
