@@ -15,6 +15,7 @@ SECTORS = 2 * 1024 * 1024  # of a volume of 1 GiB
 PLACE = 4096  # the sector that the guest writes
 
 
+@pytest.mark.proves("iscsi", "attach", "detach", "multipath", "CHAP")
 @pytest.mark.parametrize("multipath", [False, True], ids=["single", "multipath"])
 @pytest.mark.parametrize("bus", ["virtio", "scsi"])
 def test_what_the_guest_writes_is_on_the_logical_volume_and_a_detach_leaves_nothing(
