@@ -52,6 +52,7 @@ def test_a_test_is_named_once_whatever_its_parameters() -> None:
     assert protocols.proofs_of(marked) == [
         Proof("iscsi", feature, "lab", "lab/test_chain.py::TestIt::test_x") for feature in ("attach", "detach")
     ]
+    assert protocols.proofs_of(item("tests/contract/test_host_sim.py::test_x", ("iscsi", "attach"))) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tether.adapters.host import brick_calls, crypt
+from tether.adapters.host import brick_calls, crypt, fabrics
 from tether.adapters.host.errors import mapped
 from tether.adapters.host.links import Links
 from tether.adapters.host.model import Device, Holding, HostSurvey
@@ -19,7 +19,7 @@ from tether.settings import Settings
 LOG = logging.getLogger(__name__)
 
 #: os-brick needs its own device info to disconnect these.
-_NEEDS_INFO = ("nvmeof", "nvme")
+_NEEDS_INFO = ("nvmeof", "nvme", "storpool")
 
 
 class LocalHost:
@@ -45,7 +45,7 @@ class LocalHost:
 
     def connect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> Device:
         """Log in, find the device, make the link."""
-        self._check_protocol(volume_id, protocol)
+        self._check_handled(volume_id, protocol, data)
         # A volume that is in use, or already linked, is not torn down because a second login fails.
         established = bool(self._links.target(volume_id)) or bool(self._users(volume_id, protocol, data))
 
@@ -64,8 +64,9 @@ class LocalHost:
             )
         identities = set(self._probes.identities(block))
         self._links.remember(volume_id, identities.pop() if len(identities) == 1 else "")
-        target = self._mapper(volume_id) if self._probes.crypt_of(volume_id) else info["path"]
-        self._links.point(volume_id, target)
+        # The device itself: udev may point a link elsewhere.
+        path = str(Path(self._places.dev) / block)
+        self._links.point(volume_id, self._mapper(volume_id) if self._probes.crypt_of(volume_id) else path)
         return self._present(volume_id)
 
     def find(self, volume_id: str) -> Device | None:
@@ -76,7 +77,7 @@ class LocalHost:
 
     def device_at(self, volume_id: str, path: str, protocol: str, data: Mapping[str, Any]) -> Device | None:
         """Return the device at a path if it, or what is below it, is one of the connection's disks."""
-        self._check_protocol(volume_id, protocol)
+        self._check_handled(volume_id, protocol, data)
         self._probes.check_eyesight()
         block = self._probes.block_of(path)
         if not block:
@@ -111,7 +112,8 @@ class LocalHost:
 
     def disconnect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
         """Log out, prove that nothing is left, then remove the link."""
-        self._check_protocol(volume_id, protocol)
+        if self._never_connected(volume_id, protocol, data):
+            return
         if self._probes.map_named(mapping_name(volume_id)):
             raise FinalError(
                 f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
@@ -138,7 +140,8 @@ class LocalHost:
 
     def residue(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return what is left of the volume, its link included."""
-        self._check_protocol(volume_id, protocol)
+        if self._never_connected(volume_id, protocol, data):
+            return []
         link = [f"link {self._links.path(volume_id)}"] if self._links.target(volume_id) else []
         return self._left(volume_id, protocol, data) + link
 
@@ -201,13 +204,27 @@ class LocalHost:
         if mapping:
             crypt.close_mapping(volume_id)
 
-    def _check_protocol(self, volume_id: str, protocol: str) -> None:
-        if protocol not in brick_calls.PROTOCOLS:
+    def _check_handled(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
+        """Raise FinalError for a connection whose absence could not be proven later."""
+        if refusal := fabrics.refusal(protocol, data):
             raise FinalError(
-                f"volume {volume_id} is reached by {protocol}, which the host data path does not handle",
+                f"volume {volume_id} {refusal}",
                 resource=f"volume {volume_id}",
-                hint="attach rbd volumes as network disks; other protocols are not supported",
+                hint="use a volume type of another backend; of those that QEMU reaches by itself set data_path ="
+                " network (rbd volumes need no setting)",
             )
+
+    def _never_connected(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> bool:
+        """Return True for a connection that :meth:`connect` refuses, so that there is nothing to disconnect.
+
+        Raises:
+            FinalError: it would be refused, and yet tether's link is there.
+        """
+        if not fabrics.refusal(protocol, data):
+            return False
+        if self._links.target(volume_id):
+            self._check_handled(volume_id, protocol, data)
+        return True
 
     def _left(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
         return self._probes.left(volume_id, protocol, data, self._links.identity(volume_id))
