@@ -64,6 +64,21 @@ MEANINGLESS = {
     "shared": {"iscsi-qemu", "scaleio", "storpool", "local", "rbd"},
 }
 
+#: What the table has no room for.
+NOTES = {
+    "nvmeof": "Without an identity in the connection info the namespace is known by its number. Replicas (`nvmeof` with"
+    " `volume_replicas`) are refused.",
+    "fibre_channel": "os-brick leaves the disks of a connect that failed; tether removes them.",
+    "scaleio": "Where Cinder itself maps the volume (`sdc_guid`), the device goes when the attachment is deleted, which"
+    " is the step after the disconnect.",
+    "lightos": "The discovery entry goes with the disconnect, the device when the attachment is deleted.",
+    "local": "The device is the host's own: nothing is connected, and nothing but tether's link is taken away.",
+    "nfs": "The mount is one for all volumes of a share. It is unmounted if tether has mounted it, no other volume uses"
+    " it, and no disk of a server of this host, running or not, names a file of it. The format is what Cinder says,"
+    " never guessed from the file. Refused: a qcow2 file that rests on another (a volume with snapshots), and encrypted"
+    " volumes.",
+}
+
 _PLUGIN = "tests.protocols"
 _BEGIN = "PROVEN:"
 
@@ -144,7 +159,7 @@ Written by `bin/docs` from the marks of the tests (`proves` in `tests/`); do not
 [the lab](lab.md), a whole compute host. *live-proven*: shown with real Cinder, libvirt, QEMU and a real target. \
 *contract-tested*: shown on recorded connection info over a stand-in for os-brick and the host's files, and the \
 `<disk>` compared with Nova's. *not supported*: no test shows it, so do not count on it. *n/a*: the protocol has no \
-such thing.
+such thing. A volume of any other protocol is refused, and what was exported is taken back (exit code 3).
 """
 
 
@@ -169,6 +184,7 @@ def page(proofs: Iterable[Proof] | None = None) -> str:
             for test in sorted({proof.test for proof in found.get((protocol, feature), ())}):
                 tests[test].append(feature)
         lines += [f"**{name}** (`{protocol}`)", ""]
+        lines += [NOTES[protocol], ""] if protocol in NOTES else []
         lines += [f"* `{test}`: {', '.join(features)}" for test, features in tests.items()] or ["* nothing"]
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"

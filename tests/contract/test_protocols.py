@@ -216,6 +216,9 @@ def test_os_brick_is_given_what_nova_gives_it(
     ("protocol", "data"),
     [
         ("smbfs", {"export": "//192.0.2.9/share"}),
+        ("nfs", {"export": "192.0.2.51:/srv", "name": "../etc/shadow"}),
+        ("nfs", {"export": "192.0.2.51:/srv", "name": "volume-1", "format": "vmdk"}),
+        ("nfs", {"name": "volume-1"}),
         ("scaleio", {"scaleIO_volname": "of a time without ids"}),
         ("lightos", {"uuid": "6c2a0f9e-0a54-4b6e-8f0d-2d6c2a9b7f10"}),
         ("nvmeof", {"nqn": "nqn.x", "volume_replicas": [{"vol_uuid": "a"}]}),
@@ -240,11 +243,12 @@ def test_what_cannot_be_proven_is_refused_before_anything_is_done(
 def disk(record: dict[str, Any], **changes: Any) -> ET.Element:
     connection = connection_of(record, **changes)
     network = reaches_by_network(connection, "host")
+    kind = "file" if record["protocol"] == "nfs" else "block"
     spec = spec_for(
         Volume(record["volume_id"], "data", "attaching", 1, multiattach="access_mode" in changes),
         connection,
         slot=SLOT,
-        device=None if network else Device(f"/run/tether/volumes/{record['volume_id']}", "/dev/sdx"),
+        device=None if network else Device(f"/run/tether/volumes/{record['volume_id']}", "/dev/sdx", kind),
         mode="rw",
         settings=Settings(),
         initiator="",

@@ -95,6 +95,11 @@ def _options(settings: Settings, protocol: str) -> dict[str, Any]:
         case "nvmeof" | "nvme" | "lightos":
             tries = settings.num_nvme_discover_tries
             return {"use_multipath": settings.volume_use_multipath, "device_scan_attempts": tries}
+        case "nfs":
+            return {
+                "conn": {"mount_point_base": settings.nfs_mount_point_base},
+                "nfs_mount_options": settings.nfs_mount_options or None,
+            }
     return {
         "use_multipath": settings.volume_use_multipath,
         "device_scan_attempts": settings.num_volume_scan_tries,

@@ -138,8 +138,14 @@ class Probes:
         lines = _text(self._proc / "self/mountinfo").splitlines()
         return [f"mount {fields[4]}" for line in lines if (fields := line.split())[2] in numbers]
 
+    def openers_of(self, path: Path) -> list[str]:
+        """Return which processes have a file or a device open, a line each, besides tether's own."""
+        return self._opening({key} if (key := _key(path)) else set())
+
     def _openers(self, blocks: set[str]) -> list[str]:
-        wanted = {key for block in blocks if (key := _key(self._dev / block))}
+        return self._opening({key for block in blocks if (key := _key(self._dev / block))})
+
+    def _opening(self, wanted: set[tuple[int, ...]]) -> list[str]:
         group = os.getpgrp()
         return [
             f"process {process.name} ({_text(process / 'comm')})"
