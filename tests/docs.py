@@ -4,6 +4,7 @@ docs/cli.md               every command with its options, from the parsers
 docs/attach.svg, detach.svg   the flows, as ``tether graph`` draws them
 etc/tether.conf.sample    every setting, as oslo-config-generator prints them
 docs/beside-nova.md       Nova's failures beside tether's, as tests/crash/nova.py has them
+docs/protocols.md         every protocol and feature, as the tests' marks say
 README.md                 the terminal session between its two marks
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import protocols
 from tests.crash import nova_page
 from tests.tree import ROOT
 from tether.cli.demo import PROGRAM, environment
@@ -192,6 +194,7 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
     "README.md": readme,
     "docs/cli.md": reference,
     "docs/beside-nova.md": nova_page.page,
+    "docs/protocols.md": protocols.page,
     "docs/attach.svg": lambda: picture("attach"),
     "docs/detach.svg": lambda: picture("detach"),
     "etc/tether.conf.sample": sample,

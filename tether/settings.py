@@ -121,6 +121,17 @@ class Settings:
     volume_use_multipath: bool = _option("host", False, "Connect over all portals (Nova's [libvirt] option).")
     volume_enforce_multipath: bool = _option("host", False, "Refuse to connect without multipathd (Nova's option).")
     num_volume_scan_tries: int = _option("host", 5, "Scan attempts for a new device (Nova's [libvirt] option).", min=1)
+    iser_use_multipath: bool = _option("host", False, "The same for iSER (Nova's [libvirt] option).")
+    num_iser_scan_tries: int = _option("host", 5, "Scan attempts over iSER (Nova's [libvirt] option).", min=1)
+    num_nvme_discover_tries: int = _option(
+        "host", 5, "Scan attempts over NVMe-oF and LightOS (Nova's [libvirt] option).", min=1
+    )
+    nfs_mount_point_base: str = _option(
+        "host",
+        "/var/lib/tether/mnt",
+        "Where NFS shares are mounted (Nova's [libvirt] option). With Nova's own folder both use one mount of a share.",
+    )
+    nfs_mount_options: str = _option("host", "", "Options of such a mount (Nova's [libvirt] option).")
     host_timeout: float = _option("host", 180.0, "os-brick's helper is ended after this.")
     host_settle: float = _option("host", 5.0, "How long a killed helper's child commands may still act.")
     lock_path: str = _option("host", "/var/lib/tether/locks", "os-brick's lock_path: Nova's and Cinder's on this host.")

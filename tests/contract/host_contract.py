@@ -182,6 +182,7 @@ class HostContract:
         named = Connection(protocol="iscsi", data=Sealed(data))
         assert host.expected_identity(named) == "6001405aaaabbbbccccddddeeeeffff0"
 
+    @pytest.mark.proves("iscsi", "encryption")
     def test_encryption_opens_and_closes(self, host: Host, exported: Exported) -> None:
         volume_id, connection = exported()
         plain = host.connect(volume_id, connection)

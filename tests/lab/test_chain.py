@@ -20,6 +20,7 @@ PLACE = 4096  # the sector that the guest writes
 CASES = [("virtio", True), ("scsi", False), ("virtio", False), ("scsi", True)]
 
 
+@pytest.mark.proves("iscsi", "attach", "detach", "multipath", "CHAP")
 @pytest.mark.parametrize(("bus", "multipath"), CASES[: counted(2, 4)])
 def test_what_the_guest_writes_is_on_the_logical_volume_and_a_detach_leaves_nothing(
     lab: LabHost, new_volume: Callable[..., str], multipath: bool, bus: str

@@ -26,6 +26,7 @@ def no_iscsid(lab: LabHost) -> Iterator[Callable[[], object]]:
     back()
 
 
+@pytest.mark.proves("iscsi", "undo")
 def test_an_attach_that_cannot_log_in_leaves_nothing(
     lab: LabHost, new_volume: Callable[..., str], no_iscsid: Callable[[], object]
 ) -> None:
@@ -38,6 +39,7 @@ def test_an_attach_that_cannot_log_in_leaves_nothing(
     assert diff(before, lab.books()) == []
 
 
+@pytest.mark.proves("iscsi", "multipath")
 def test_a_guest_goes_on_over_the_path_that_is_left(lab: LabHost, new_volume: Callable[..., str]) -> None:
     volume_id = new_volume()
     before = lab.books()

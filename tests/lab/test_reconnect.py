@@ -23,6 +23,7 @@ def cut_and_boot(lab: LabHost) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.proves("iscsi", "reconnect")
 @pytest.mark.parametrize("multipath", CASES[: counted(1, 2)], ids=["multipath", "single"][: counted(1, 2)])
 def test_after_a_power_cut_the_guest_starts_with_what_it_had(
     lab: LabHost, new_volume: Callable[..., str], multipath: bool

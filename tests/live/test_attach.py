@@ -67,6 +67,7 @@ def write_in_guest(live: Live, name: str, volume_id: str) -> None:
         assert file.read(len(text)).decode() == text
 
 
+@pytest.mark.proves("iscsi-qemu", "attach", "detach", "CHAP", "read-only")
 @pytest.mark.parametrize("dialect", ["attachments", "legacy"])
 @pytest.mark.parametrize("mode", ["rw", "ro"])
 @pytest.mark.parametrize("bus", ["virtio", "scsi"])
@@ -164,6 +165,7 @@ def test_two_volumes_on_one_guest(live: Live, new_volume: NewVolume) -> None:
     live.assert_books(before)
 
 
+@pytest.mark.proves("iscsi-qemu", "multiattach")
 def test_a_multiattach_volume_on_two_guests(live: Live, new_volume: NewVolume) -> None:
     volume_id = new_volume("multiattach")
     before = live.judge.snapshot()
@@ -196,6 +198,7 @@ def test_a_target_that_lets_in_only_our_initiator(live: Live, new_volume: NewVol
     live.assert_books(before)
 
 
+@pytest.mark.proves("iscsi-qemu", "QoS")
 def test_quality_of_service_reaches_qemu(live: Live, new_volume: NewVolume) -> None:
     volume_id = new_volume("qos")
     before = live.judge.snapshot()
@@ -210,6 +213,7 @@ def test_quality_of_service_reaches_qemu(live: Live, new_volume: NewVolume) -> N
     live.assert_books(before)
 
 
+@pytest.mark.proves("iscsi-qemu", "read-only")
 def test_a_volume_that_cinder_calls_read_only(live: Live, new_volume: NewVolume) -> None:
     volume_id = new_volume()
     live.cinder.volumes.update_readonly_flag(volume_id, flag=True)

@@ -214,6 +214,7 @@ def test_a_backend_that_fails_in_a_way_cinder_does_not_know(live: Live, new_volu
     live.assert_books(before)
 
 
+@pytest.mark.proves("iscsi-qemu", "CHAP")
 @pytest.mark.parametrize("dialect", ["attachments", "legacy"])
 def test_a_wrong_chap_password(live: Live, new_volume: NewVolume, dialect: str) -> None:
     volume_id = new_volume()

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.host import PASSPHRASE, PASSWORD, PretendHost
 from tether.adapters.cinder.model import Connection, Encryption
 from tether.adapters.host.brick import BrickHost
+from tether.adapters.host.links import Links
 from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
 
@@ -93,11 +94,18 @@ def test_without_sysfs_nothing_is_said(pretend: PretendHost) -> None:
             call()
 
 
-@pytest.mark.parametrize("protocol", ["nfs", "rbd", "storpool"])
+@pytest.mark.parametrize("protocol", ["smbfs", "rbd", "storpool"])
 def test_a_protocol_whose_absence_cannot_be_proven_is_refused(protocol: str, pretend: PretendHost) -> None:
+    """The attach is then undone, so a disconnect has nothing to do; but a link would say that it has been connected."""
     connection = Connection(protocol=protocol, data=Sealed({}))
-    for call in (pretend.host().connect, pretend.host().disconnect, pretend.host().residue):
-        with pytest.raises(FinalError, match=protocol):
+    host = pretend.host()
+    with pytest.raises(FinalError, match=f"v1 is reached by {protocol}"):
+        host.connect("v1", connection)
+    host.disconnect("v1", connection)
+    assert host.residue("v1", connection) == []
+    Links(pretend.settings.run_dir).point("v1", "/dev/sda")
+    for call in (host.disconnect, host.residue):
+        with pytest.raises(FinalError, match=f"v1 is reached by {protocol}"):
             call("v1", connection)
     assert pretend.calls() == []
 

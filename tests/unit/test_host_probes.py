@@ -89,6 +89,24 @@ def test_fibre_channel_disks_are_found_by_port_and_lun(probes: Probes, tmp_path:
     assert probes.left("v1", "fibre_channel", {**data, "target_wwn": "500a0981891b8dc5", "target_lun": 3}, "") == []
 
 
+def test_fibre_channel_disks_are_found_before_udev_has_made_a_link(probes: Probes, tmp_path: Path) -> None:
+    add_block(tmp_path, "sda")
+    target = tmp_path / "sys/class/fc_transport/target2:0:1"
+    target.mkdir(parents=True)
+    (target / "port_name").write_text("0x500a0981891b8dc5\n")
+    (tmp_path / "sys/class/scsi_device/2:0:1:300/device/block/sda").mkdir(parents=True)
+    data = {"target_wwns": ["500A0981891B8DC5"], "target_luns": [300], "addressing_mode": "SAM"}
+    assert probes.left("v1", "fibre_channel", data, "") == [f"disk {tmp_path}/dev/sda"]
+    assert probes.left("v1", "fibre_channel", {**data, "addressing_mode": "SAM2"}, "") == []
+
+
+def test_a_namespace_is_known_by_its_number_where_no_identity_is_named(probes: Probes, tmp_path: Path) -> None:
+    add_controller(tmp_path, "nvme0", "nqn.shared", "nvme0n1", "nvme0n2")
+    add_block(tmp_path, "nvme0n1", nsid="10")
+    add_block(tmp_path, "nvme0n2", nsid="11")
+    assert probes.left("v1", "nvmeof", {"nqn": "nqn.shared", "ns_id": 11}, "") == [f"disk {tmp_path}/dev/nvme0n2"]
+
+
 def add_controller(root: Path, name: str, nqn: str, *namespaces: str) -> None:
     folder = root / "sys/class/nvme" / name
     folder.mkdir(parents=True)

@@ -300,7 +300,8 @@ class Survey:
         for mapping in self.ledger.mappings if self.ledger else ():
             sealed = self.ledger.sealed.get(mapping.job_id) if self.ledger else None
             if sealed is not None and self.is_here(mapping.machine_id):
-                names = {name for name, _lun in targets_of(sealed.data.open())} if sealed.protocol == "iscsi" else set()
+                iscsi = sealed.protocol in {"iscsi", "iser"}
+                names = {name for name, _lun in targets_of(sealed.data.open())} if iscsi else set()
                 targets |= dict.fromkeys(names, mapping.volume_id)
         identities = {row.identity: row.volume_id for row in (self.ledger.connections.values() if self.ledger else ())}
         found: dict[str, list[Holding]] = defaultdict(list)

@@ -26,7 +26,7 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -166,7 +166,7 @@ class SimHost:
 
         self._perform("host.unlink", volume_id, None, effect)
 
-    def disconnect(self, volume_id: str, connection: Connection) -> None:
+    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
         pending = {"verb": "disconnect", "volume_id": volume_id}
         self._perform("host.disconnect", volume_id, pending, lambda book: self._log_out(book, volume_id))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tether.adapters.cinder.model import Volume
+from tether.adapters.cinder.model import Connection, Volume
 from tether.adapters.guest.disk import reaches_by_network
 from tether.adapters.host.model import Device
 from tether.errors import ConflictError, FinalError, NotFound, OperatorNeeded, TetherError, UncertainError
@@ -53,7 +53,7 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
         return
     if not reaches_by_network(connection, run.job.params.data_path):
         _refuse_anothers(run)
-        run.tools.host.disconnect(run.job.volume_id, connection)
+        run.tools.host.disconnect(run.job.volume_id, connection, sources_elsewhere(run, connection))
         left = run.tools.host.residue(run.job.volume_id, connection)
         if left:
             raise UncertainError(
@@ -62,6 +62,17 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
                 hint="see what holds it: lsblk, iscsiadm -m session, multipath -ll",
             )
     run.tools.ledger.delete_connection(run.machine.machine_id, run.job.volume_id)
+
+
+def sources_elsewhere(run: Run, connection: Connection) -> frozenset[str]:
+    """Return what the disks of all servers of this host open, where the connection is shared with other volumes.
+
+    Only of NFS: a mount is one for all volumes of its share, and none of a server that is shut off holds it.
+    """
+    if connection.protocol != "nfs":
+        return frozenset()
+    definitions = [each for server in run.tools.guest.list_servers() for each in (server.live, server.persistent)]
+    return frozenset(disk.source for each in definitions if each is not None for disk in each.disks)
 
 
 def _refuse_anothers(run: Run) -> None:

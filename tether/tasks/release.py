@@ -7,7 +7,7 @@ from tether.adapters.guest.model import Scope, Server
 from tether.errors import FinalError, OperatorNeeded, UncertainError
 from tether.persistence.overview import jobs_about
 from tether.tasks.guest import clear_secrets
-from tether.tasks.host import is_shared
+from tether.tasks.host import is_shared, sources_elsewhere
 from tether.tasks.repair import not_repaired
 from tether.tasks.run import Run
 from tether.tasks.step import Step
@@ -155,7 +155,7 @@ class ClearHost(Step):
                 raise UncertainError(f"the dm-crypt mapping of volume {self.job.volume_name} is still open")
             connection = _connection(self.run)
             if connection is not None and connection.protocol != "rbd":
-                host.disconnect(volume_id, connection)
+                host.disconnect(volume_id, connection, sources_elsewhere(self.run, connection))
                 if left := host.residue(volume_id, connection):
                     raise UncertainError(f"volume {self.job.volume_name} is not disconnected: {'; '.join(left)}")
         if host.find(volume_id) is None:

@@ -13,7 +13,7 @@ from tether.adapters.guest.model import Disk, Scope, SecretUse, Server
 from tether.adapters.host.model import Device
 from tether.errors import FinalError, NotFound, UncertainError
 from tether.persistence.ledger import MappingRow
-from tether.tasks.host import mismatch, record_device
+from tether.tasks.host import mismatch, record_device, sources_elsewhere
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 from tether.tasks.volume import Export, export
@@ -190,7 +190,8 @@ class ReconnectHost(Step):
         if former.present:
             return
         connection = self.run.connection(former.attachment_id, connector)
-        self.tools.host.disconnect(self.job.volume_id, connection)  # it refuses while the device is open
+        # it refuses while the device is open
+        self.tools.host.disconnect(self.job.volume_id, connection, sources_elsewhere(self.run, connection))
         left = self.tools.host.residue(self.job.volume_id, connection)
         if left:
             raise UncertainError(

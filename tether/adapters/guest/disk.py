@@ -28,6 +28,7 @@ IOTUNE_KEYS = (
     "size_iops_sec",
 )
 ISCSI_PORT = "3260"
+FILE_FORMATS = ("raw", "qcow2")
 #: What an XML text cannot hold, however it is written (XML 1.0, section 2.2).
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 #: Cache modes that open the image with O_DIRECT, which is what io=native needs.
@@ -42,6 +43,7 @@ class DiskSpec:
         type: block, file or network.
         source: a path, ``iqn…/1`` or ``pool/image``.
         protocol: of a network disk: iscsi or rbd.
+        format: raw, or qcow2 for a file that Cinder says is one.
         hosts: of a network disk: (name, port) of portals or monitors.
         io: the driver's io mode, or empty to leave it to libvirt.
         iotune: the limits, in bytes or operations a second.
@@ -57,6 +59,7 @@ class DiskSpec:
     type: str
     source: str
     protocol: str = ""
+    format: str = "raw"
     hosts: tuple[tuple[str, str], ...] = ()
     cache: str = "none"
     io: str = ""
@@ -159,7 +162,27 @@ def spec_for(
         )
     # io=native may block the whole guest on a file, and needs O_DIRECT (Nova bug 1841363).
     native = device.kind == "block" and common["cache"] in DIRECT_CACHE_MODES
-    return DiskSpec(type=device.kind, source=device.link, io="native" if native else "threads", **common)
+    return DiskSpec(
+        type=device.kind,
+        source=device.link,
+        format=_format(volume, connection, device),
+        io="native" if native else "threads",
+        **common,
+    )
+
+
+def _format(volume: Volume, connection: Connection, device: Device) -> str:
+    """Return a file's format as Cinder says it: a guess from a raw file's bytes would be the guest's to make."""
+    if device.kind != "file":
+        return "raw"
+    said = connection.data.open().get("format", "raw")
+    if said not in FILE_FORMATS:
+        raise FinalError(
+            f"volume {volume.id} is a file of a format that is neither raw nor qcow2",
+            resource=f"volume {volume.id}",
+            hint="look at the backend driver's log in Cinder",
+        )
+    return str(said)
 
 
 def source_of(spec: DiskSpec) -> str:
@@ -187,7 +210,7 @@ def sources_of(connection: Connection) -> frozenset[str]:
 def render(spec: DiskSpec) -> str:
     """Return the ``<disk>`` element as text."""
     disk = ET.Element("disk", {"type": spec.type, "device": "disk"})
-    driver = {"name": "qemu", "type": "raw", "cache": spec.cache}
+    driver = {"name": "qemu", "type": spec.format, "cache": spec.cache}
     if spec.io:
         driver["io"] = spec.io
     if spec.discard:

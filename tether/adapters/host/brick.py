@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,8 @@ class BrickHost:
     def unlink(self, volume_id: str) -> None:
         self._ask("unlink", volume_id=volume_id)
 
-    def disconnect(self, volume_id: str, connection: Connection) -> None:
-        self._ask("disconnect", volume_id=volume_id, **_reach(connection))
+    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
+        self._ask("disconnect", volume_id=volume_id, others=sorted(others), **_reach(connection))
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
         return list(self._ask("residue", volume_id=volume_id, **_reach(connection)))

@@ -13,9 +13,6 @@ from typing import Any
 
 from tether.settings import Settings
 
-#: What the host data path can prove the absence of; tether refuses the others before it connects.
-PROTOCOLS = ("iscsi", "iser", "fibre_channel", "nvmeof", "nvme")
-
 
 def set_up(settings: Settings) -> None:
     """Prepare this process for os-brick, as root and without a privsep daemon, sudo or eventlet.
@@ -86,9 +83,27 @@ def _connector(settings: Settings, protocol: str) -> Any:
     return connector.InitiatorConnector.factory(
         protocol.upper(),
         None,
-        use_multipath=settings.volume_use_multipath,
-        device_scan_attempts=settings.num_volume_scan_tries,
+        **_options(settings, protocol),
     )
+
+
+def _options(settings: Settings, protocol: str) -> dict[str, Any]:
+    """Return what Nova gives the connector of a protocol (nova/virt/libvirt/volume: iscsi.py, iser.py, nvme.py, …)."""
+    match protocol:
+        case "iser":
+            return {"use_multipath": settings.iser_use_multipath, "device_scan_attempts": settings.num_iser_scan_tries}
+        case "nvmeof" | "nvme" | "lightos":
+            tries = settings.num_nvme_discover_tries
+            return {"use_multipath": settings.volume_use_multipath, "device_scan_attempts": tries}
+        case "nfs":
+            return {
+                "conn": {"mount_point_base": settings.nfs_mount_point_base},
+                "nfs_mount_options": settings.nfs_mount_options or None,
+            }
+    return {
+        "use_multipath": settings.volume_use_multipath,
+        "device_scan_attempts": settings.num_volume_scan_tries,
+    }
 
 
 def _properties(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tether.adapters.host import brick_calls, crypt
+from tether.adapters.host import brick_calls, crypt, fabrics, files
 from tether.adapters.host.errors import mapped
+from tether.adapters.host.files import FileHost
 from tether.adapters.host.links import Links
 from tether.adapters.host.model import Device, Holding, HostSurvey
 from tether.adapters.host.places import Places
@@ -19,7 +20,7 @@ from tether.settings import Settings
 LOG = logging.getLogger(__name__)
 
 #: os-brick needs its own device info to disconnect these.
-_NEEDS_INFO = ("nvmeof", "nvme")
+_NEEDS_INFO = ("nvmeof", "nvme", "storpool")
 
 
 class LocalHost:
@@ -35,6 +36,7 @@ class LocalHost:
         self._places = places
         self._probes = Probes(places)
         self._links = Links(settings.run_dir)
+        self._files = FileHost(settings, places, self._links, self._probes)
 
     def connector(self) -> dict[str, Any]:
         """Return the connector properties."""
@@ -45,7 +47,9 @@ class LocalHost:
 
     def connect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> Device:
         """Log in, find the device, make the link."""
-        self._check_protocol(volume_id, protocol)
+        self._check_handled(volume_id, protocol, data)
+        if protocol == files.PROTOCOL:
+            return self._files.connect(volume_id, data)
         # A volume that is in use, or already linked, is not torn down because a second login fails.
         established = bool(self._links.target(volume_id)) or bool(self._users(volume_id, protocol, data))
 
@@ -64,20 +68,23 @@ class LocalHost:
             )
         identities = set(self._probes.identities(block))
         self._links.remember(volume_id, identities.pop() if len(identities) == 1 else "")
-        target = self._mapper(volume_id) if self._probes.crypt_of(volume_id) else info["path"]
-        self._links.point(volume_id, target)
+        # The device itself: udev may point a link elsewhere.
+        path = str(Path(self._places.dev) / block)
+        self._links.point(volume_id, self._mapper(volume_id) if self._probes.crypt_of(volume_id) else path)
         return self._present(volume_id)
 
     def find(self, volume_id: str) -> Device | None:
         """Return the device behind the link."""
         self._probes.check_eyesight()
         target = self._links.target(volume_id)
-        return self._present(volume_id) if target and self._probes.block_of(target) else None
+        return self._present(volume_id) if target and self._probes.block_of(target) else self._files.find(volume_id)
 
     def device_at(self, volume_id: str, path: str, protocol: str, data: Mapping[str, Any]) -> Device | None:
         """Return the device at a path if it, or what is below it, is one of the connection's disks."""
-        self._check_protocol(volume_id, protocol)
+        self._check_handled(volume_id, protocol, data)
         self._probes.check_eyesight()
+        if protocol == files.PROTOCOL:
+            return self._files.device_at(volume_id, path, data)
         block = self._probes.block_of(path)
         if not block:
             return None
@@ -109,9 +116,13 @@ class LocalHost:
         """Remove the link."""
         self._links.remove(volume_id)
 
-    def disconnect(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
+    def disconnect(self, volume_id: str, protocol: str, data: Mapping[str, Any], others: Collection[str] = ()) -> None:
         """Log out, prove that nothing is left, then remove the link."""
-        self._check_protocol(volume_id, protocol)
+        if self._never_connected(volume_id, protocol, data):
+            return
+        if protocol == files.PROTOCOL:
+            self._files.disconnect(volume_id, data, others)
+            return
         if self._probes.map_named(mapping_name(volume_id)):
             raise FinalError(
                 f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
@@ -138,7 +149,8 @@ class LocalHost:
 
     def residue(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return what is left of the volume, its link included."""
-        self._check_protocol(volume_id, protocol)
+        if self._never_connected(volume_id, protocol, data):
+            return []
         link = [f"link {self._links.path(volume_id)}"] if self._links.target(volume_id) else []
         return self._left(volume_id, protocol, data) + link
 
@@ -148,11 +160,7 @@ class LocalHost:
         links = self._links.all()
         return HostSurvey(
             holdings=(*(Holding("link", path, volume_id) for volume_id, path in links), *self._probes.holdings()),
-            devices={
-                volume_id: self._present(volume_id)
-                for volume_id, _ in links
-                if self._probes.block_of(self._links.target(volume_id))
-            },
+            devices={volume_id: device for volume_id, _ in links if (device := self.find(volume_id))},
         )
 
     def open_encryption(self, volume_id: str, *, provider: str, cipher: str, key_size: int, passphrase: str) -> Device:
@@ -201,15 +209,31 @@ class LocalHost:
         if mapping:
             crypt.close_mapping(volume_id)
 
-    def _check_protocol(self, volume_id: str, protocol: str) -> None:
-        if protocol not in brick_calls.PROTOCOLS:
+    def _check_handled(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
+        """Raise FinalError for a connection whose absence could not be proven later."""
+        if refusal := _refusal(protocol, data):
             raise FinalError(
-                f"volume {volume_id} is reached by {protocol}, which the host data path does not handle",
+                f"volume {volume_id} {refusal}",
                 resource=f"volume {volume_id}",
-                hint="attach rbd volumes as network disks; other protocols are not supported",
+                hint="use a volume type of another backend; of those that QEMU reaches by itself set data_path ="
+                " network (rbd volumes need no setting)",
             )
 
+    def _never_connected(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> bool:
+        """Return True for a connection that :meth:`connect` refuses, so that there is nothing to disconnect.
+
+        Raises:
+            FinalError: it would be refused, and yet tether's link is there.
+        """
+        if not _refusal(protocol, data):
+            return False
+        if self._links.target(volume_id):
+            self._check_handled(volume_id, protocol, data)
+        return True
+
     def _left(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
+        if protocol == files.PROTOCOL:
+            return self._files.left(volume_id, data)
         return self._probes.left(volume_id, protocol, data, self._links.identity(volume_id))
 
     def _users(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
@@ -251,6 +275,12 @@ class LocalHost:
         self._probes.check_eyesight()
         target = self._links.target(volume_id)
         block = self._probes.block_of(target) if target else ""
+        if not block and self._files.find(volume_id):
+            raise FinalError(
+                f"volume {volume_id} is a file, whose encryption dm-crypt does not open",
+                resource=f"volume {volume_id}",
+                hint="use a volume type without encryption, or one of another backend",
+            )
         if not block:
             raise FinalError(
                 f"volume {volume_id} is not connected, so its encryption cannot be opened",
@@ -279,3 +309,8 @@ class LocalHost:
             identities_differ=len(identities) > 1,
             open_count=len(self._probes.users(volume_id, own)),
         )
+
+
+def _refusal(protocol: str, data: Mapping[str, Any]) -> str:
+    """Return why a connection is not handled, or an empty text."""
+    return files.refusal(data) if protocol == files.PROTOCOL else fabrics.refusal(protocol, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -121,11 +121,15 @@ class Host(Protocol):
     def unlink(self, volume_id: str) -> None:
         """Remove tether's link, and nothing else. Repeatable."""
 
-    def disconnect(self, volume_id: str, connection: Connection) -> None:
-        """Log out and remove tether's link. Repeatable; works without the result of :meth:`connect`."""
+    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
+        """Log out and remove tether's link. Repeatable; works without the result of :meth:`connect`.
+
+        Args:
+            others: sources of other disks of this host: a share that one of them is a file of stays mounted.
+        """
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
-        """Return what of the volume is left here, a line each: session, node record, disk, map, dm-crypt, link.
+        """Return what of the volume is left here, a line each: session, node record, disk, map, dm-crypt, mount, link.
 
         An empty list is the proof that the host is clean: the reader has looked at every place.
         """

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import uuid
+from collections.abc import Collection
 from typing import NoReturn
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
@@ -70,7 +71,7 @@ class NetworkHost:
     def unlink(self, volume_id: str) -> None:
         Links(self._settings.run_dir).remove(volume_id)
 
-    def disconnect(self, volume_id: str, connection: Connection) -> None:
+    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
         self._refuse(volume_id)
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tether.adapters.host import wwid
+from tether.adapters.host import fabrics, wwid
 from tether.adapters.host.model import Holding
 from tether.adapters.host.places import Places
 from tether.errors import UncertainError
@@ -49,6 +49,7 @@ class Probes:
         self._sys = Path(places.sys)
         self._dev = Path(places.dev)
         self._proc = Path(places.proc)
+        self._fabrics = fabrics.Fabrics(places)
         self._records = (Path(places.etc) / "iscsi/nodes", Path(places.var) / "iscsi/nodes")
 
     def check_eyesight(self) -> None:
@@ -137,8 +138,14 @@ class Probes:
         lines = _text(self._proc / "self/mountinfo").splitlines()
         return [f"mount {fields[4]}" for line in lines if (fields := line.split())[2] in numbers]
 
+    def openers_of(self, path: Path) -> list[str]:
+        """Return which processes have a file or a device open, a line each, besides tether's own."""
+        return self._opening({key} if (key := _key(path)) else set())
+
     def _openers(self, blocks: set[str]) -> list[str]:
-        wanted = {key for block in blocks if (key := _key(self._dev / block))}
+        return self._opening({key for block in blocks if (key := _key(self._dev / block))})
+
+    def _opening(self, wanted: set[tuple[int, ...]]) -> list[str]:
         group = os.getpgrp()
         return [
             f"process {process.name} ({_text(process / 'comm')})"
@@ -168,8 +175,9 @@ class Probes:
         """
         self.check_eyesight()
         disks = self.disks(protocol, data)
-        lines = [*self._sessions(data), *self._controllers(data)]
-        lines += [f"disk {self._dev / disk}" for disk in disks]
+        lines = [*self._sessions(data), *self._controllers(data), *self._fabrics.left(protocol, data)]
+        if not fabrics.stays(protocol, data):
+            lines += [f"disk {self._dev / disk}" for disk in disks]
         for block, name, uuid in self.maps():
             if not uuid.startswith("mpath-"):
                 continue
@@ -215,12 +223,8 @@ class Probes:
         for session in _children(self._sys / "class/iscsi_session"):
             name = _text(session / "targetname")
             found |= {disk for lun, disk in self._luns(session) if (name, lun) in wanted}
+        found |= {block for path in self._fabrics.paths(protocol, data) if (block := self.block_of(str(path)))}
         links = [f"-iscsi-{name}-lun-{lun}" for name, lun in wanted]
-        if protocol == "fibre_channel":
-            ports = data.get("target_wwn") or []
-            ports = [ports] if isinstance(ports, str) else ports
-            luns = data.get("target_luns") or [data.get("target_lun", 0)] * len(ports)
-            links += [f"-fc-0x{str(port).lower()}-lun-{lun}" for port, lun in zip(ports, luns, strict=False)]
         for link in _children(self._dev / "disk/by-path"):
             if any(link.name.endswith(ending) for ending in links) and (block := self.block_of(str(link))):
                 found.add(block)
@@ -258,12 +262,15 @@ class Probes:
         return [] if every - own else [f"nvme controller {controller.name}" for controller in controllers]
 
     def _namespaces(self, data: Mapping[str, Any]) -> list[str]:
+        """Return the volume's namespaces of the subsystem: by identity, else by number, else all that it has."""
         wanted = wwid.normalise(str(data.get("volume_nguid") or data.get("vol_uuid") or ""))
+        number = str(data.get("ns_id") or "")
         found: set[str] = set()
         for controller in self._nvme(data):
             for name in _names(controller):
-                known = {wwid.normalise(_text(self._blocks / name / key)) for key in ("nguid", "uuid", "wwid")}
-                if not wanted or wanted in known:
+                block = self._blocks / name
+                known = {wwid.normalise(_text(block / key)) for key in ("nguid", "uuid", "wwid")}
+                if wanted in known if wanted else number in {"", _text(block / "nsid")}:
                     found.add(name)
         return sorted(found)
 
