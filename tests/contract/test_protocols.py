@@ -237,6 +237,19 @@ def test_what_cannot_be_proven_is_refused_before_anything_is_done(
     assert (recorded.books(), recorded.brick.calls) == (before, [])
 
 
+@pytest.mark.proves("rbd", "detach")
+def test_what_qemu_reaches_by_itself_has_no_part_on_the_host(recorded: RecordedHost) -> None:
+    record = RECORDS["rbd"]
+    assert reaches_by_network(connection_of(record), "host")
+    host = recorded.local()
+    before = recorded.books()
+    with pytest.raises(FinalError, match="reached by rbd"):
+        host.connect(*words(record))
+    host.disconnect(*words(record))
+    assert host.residue(*words(record)) == []
+    assert recorded.books() == before
+
+
 # the guest's part
 
 

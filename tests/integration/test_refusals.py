@@ -118,6 +118,9 @@ REFUSALS = {
     "multiattach in the legacy dialect": Refusal(
         None, "attach shared1 guest1 --dialect legacy", 3, ("shared1", "multiattach")
     ),
+    "volume of a protocol that nothing here handles": Refusal(
+        volume(protocol="smbfs"), "attach vol1 guest1", 3, ("reached by smbfs", "volume type of another backend")
+    ),
     "server missing": Refusal(None, "attach vol1 nowhere", 6, ("nowhere",)),
     "server crashed": Refusal(crashed, "attach vol1 guest1", 3, ("guest1", "crashed")),
     "server with a managed-save image": Refusal(

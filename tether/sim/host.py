@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
-from tether.adapters.host import wwid
+from tether.adapters.host import fabrics, wwid
 from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
 from tether.clock import Clock, SystemClock
 from tether.errors import FinalError, NotFound, UncertainError
@@ -113,13 +113,13 @@ class SimHost:
         }
 
     def connect(self, volume_id: str, connection: Connection) -> Device:
-        if connection.protocol == "rbd":
-            raise FinalError(
-                f"volume {volume_id} is an rbd image, which this host cannot log in to",
-                resource=f"volume {volume_id}",
-                hint="attach it as a network disk: rbd volumes never take the host's data path",
-            )
         data = connection.data.open()
+        if refusal := fabrics.refusal(connection.protocol, data):
+            raise FinalError(
+                f"volume {volume_id} {refusal}",
+                resource=f"volume {volume_id}",
+                hint="use a volume type of another backend; rbd volumes are network disks",
+            )
         iqn = str(data.get("target_iqn", ""))
         login = _login_of(data)
         portals = data.get("target_portals") or [data.get("target_portal", "")]

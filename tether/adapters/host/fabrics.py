@@ -1,8 +1,8 @@
 """How each protocol's connection info names the volume's disk on this host, and what of it a logout takes away.
 
-iSCSI and NVMe are read in :mod:`tether.adapters.host.probes`. The keys are those of Cinder's drivers, and the places
-those where os-brick's connectors look (``os_brick/initiator/connectors``: fibre_channel.py, scaleio.py, storpool.py,
-lightos.py, local.py).
+iSCSI and NVMe are read in :mod:`tether.adapters.host.probes`, NFS in :mod:`tether.adapters.host.files`. The keys are
+those of Cinder's drivers, and the places those where os-brick's connectors look (``os_brick/initiator/connectors``:
+fibre_channel.py, scaleio.py, storpool.py, lightos.py, local.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ NAMED_BY: dict[str, tuple[tuple[str, ...], ...]] = {
     "storpool": (("volume",),),
     "lightos": (("uuid",), ("subsysnqn",)),
     "local": (("device_path",),),
+    "nfs": (("export",), ("name",)),
 }
+#: What the file of an NFS volume may be.
+FORMATS = ("raw", "qcow2")
 
 #: LUNs from here on have a by-path name of 16 hex digits (os-brick: LinuxSCSI._format_lun_id).
 _LONG_LUN = 256
@@ -42,6 +45,15 @@ def refusal(protocol: str, data: Mapping[str, Any]) -> str:
     for keys in NAMED_BY[protocol]:
         if not any(data.get(key) for key in keys):
             return f"is reached by {protocol}, and its connection info does not have {' or '.join(keys)}"
+    return _file_refusal(data) if protocol == "nfs" else ""
+
+
+def _file_refusal(data: Mapping[str, Any]) -> str:
+    name, image_format = str(data["name"]), data.get("format", "raw")
+    if Path(name).name != name or name in {".", ".."}:
+        return f"is reached by nfs, and {name!r} is no name of a file in the share"
+    if image_format not in FORMATS:
+        return f"is reached by nfs as a file of format {image_format!r}, which is neither raw nor qcow2"
     return ""
 
 

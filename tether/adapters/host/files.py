@@ -21,22 +21,9 @@ from tether.errors import FinalError, UncertainError
 from tether.settings import Settings
 
 PROTOCOL = "nfs"
-FORMATS = ("raw", "qcow2")
 #: The head of a qcow2 file: magic, version, offset of the backing file's name, its length, cluster bits, then the
 #: virtual size in bytes; all big-endian (QEMU: docs/interop/qcow2.rst).
 _MAGIC, _BACKING, _SIZE, _HEAD = b"QFI\xfb", slice(8, 16), slice(24, 32), 32
-
-
-def refusal(data: Mapping[str, Any]) -> str:
-    """Return why such a connection is not handled, or an empty text."""
-    name, image_format = str(data.get("name") or ""), data.get("format", "raw")
-    if not data.get("export") or not name:
-        return "is reached by nfs, and its connection info does not have export and name"
-    if Path(name).name != name or name in {".", ".."}:
-        return f"is reached by nfs, and {name!r} is no name of a file in the share"
-    if image_format not in FORMATS:
-        return f"is reached by nfs as a file of format {image_format!r}, which is neither raw nor qcow2"
-    return ""
 
 
 class FileHost:

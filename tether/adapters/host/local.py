@@ -211,7 +211,7 @@ class LocalHost:
 
     def _check_handled(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
         """Raise FinalError for a connection whose absence could not be proven later."""
-        if refusal := _refusal(protocol, data):
+        if refusal := fabrics.refusal(protocol, data):
             raise FinalError(
                 f"volume {volume_id} {refusal}",
                 resource=f"volume {volume_id}",
@@ -225,7 +225,7 @@ class LocalHost:
         Raises:
             FinalError: it would be refused, and yet tether's link is there.
         """
-        if not _refusal(protocol, data):
+        if not fabrics.refusal(protocol, data):
             return False
         if self._links.target(volume_id):
             self._check_handled(volume_id, protocol, data)
@@ -309,8 +309,3 @@ class LocalHost:
             identities_differ=len(identities) > 1,
             open_count=len(self._probes.users(volume_id, own)),
         )
-
-
-def _refusal(protocol: str, data: Mapping[str, Any]) -> str:
-    """Return why a connection is not handled, or an empty text."""
-    return files.refusal(data) if protocol == files.PROTOCOL else fabrics.refusal(protocol, data)

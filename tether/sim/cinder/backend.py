@@ -29,7 +29,7 @@ def create_export(book: Book, volume: Row) -> None:
 
     RBD has none: a client needs only its cephx key.
     """
-    if volume["protocol"] != "iscsi" or volume["id"] in book["exports"]:
+    if volume["protocol"] == "rbd" or volume["id"] in book["exports"]:
         return
     book["exports"][volume["id"]] = {
         "target_portal": PORTAL,
