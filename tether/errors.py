@@ -9,7 +9,8 @@
      ├─ NotFound              exit 6   no such volume, server, job or mapping
      ├─ HeldError             exit 5   another runner holds it
      ├─ FinalError            exit 3   surely did not happen, and will not
-     │   └─ AttachmentLost    exit 3   Cinder has provably dropped the attachment
+     │   ├─ AttachmentLost    exit 3   Cinder has provably dropped the attachment
+     │   └─ Unchanged         exit 3   refused, and proven that the job has changed nothing
      ├─ UncertainError        exit 3   may have happened, or may still happen
      └─ OperatorNeeded        exit 4   cannot be proven; a person must look
     Unwind (BaseException)             leaves the engine with the step resumable
@@ -94,6 +95,15 @@ class AttachmentLost(FinalError):
     """Cinder has provably lost the attachment that this job made: the one reason to undo past the pivot."""
 
     code = "attachment-lost"
+
+
+class Unchanged(FinalError):
+    """Refused, and proven that this job has changed nothing: a flow that only goes forward may end here.
+
+    Raised only by the first effect of a job, in a flow of its own.
+    """
+
+    code = "unchanged"
 
 
 class UncertainError(TetherError):

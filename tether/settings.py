@@ -87,6 +87,9 @@ class Settings:
     rpc_response_timeout: float = _option(
         "cinder", 60.0, "Cinder's own rpc_response_timeout: it may finish a call by itself until then."
     )
+    extend_timeout: float = _option(
+        "cinder", 600.0, "How long a volume may be 'extending' before the job is blocked, to be resumed later."
+    )
     settle_margin: float = _option("cinder", 10.0, "Added to rpc_response_timeout: the settle time.")
     availability_zone: str = _option("cinder", "", "This host's zone; used where cross_az_attach is off.")
     cross_az_attach: bool = _option("cinder", True, "Allow volumes of another zone (Nova's [cinder] option).")

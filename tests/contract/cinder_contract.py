@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.contract.cinder_attachments import AttachmentsContract
+from tests.contract.cinder_extend import ExtendContract
 from tests.contract.cinder_faults import FaultsContract
 from tests.contract.cinder_legacy import LegacyContract
 from tests.contract.cinder_words import CONNECTOR, NewVolume, connected, uuid
@@ -165,5 +166,5 @@ class LookupContract:
         assert cinder.update_attachment(attachment, CONNECTOR).encrypted
 
 
-class CinderContract(AttachmentsContract, LegacyContract, FaultsContract, LookupContract):
+class CinderContract(AttachmentsContract, ExtendContract, LegacyContract, FaultsContract, LookupContract):
     """All of it."""

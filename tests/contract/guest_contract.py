@@ -126,6 +126,25 @@ class GuestContract:
         gone = guest.show_server(server)
         assert [targets(gone, scope) for scope in BOTH] == [targets(before, scope) for scope in BOTH]
 
+    @pytest.mark.parametrize("bus", ["virtio", "scsi"])
+    def test_a_live_disk_is_made_larger(self, guest, server, new_disk, bus):
+        spec = new_disk(server, bus)
+        guest.plug(server, Scope.LIVE, render(spec))
+        before = guest.capacity(server, spec.slot.target)
+        assert before > 0
+        for _ in range(2):
+            guest.resize(server, spec.slot.target, before + (8 << 20))
+            assert guest.capacity(server, spec.slot.target) == before + (8 << 20)
+
+    def test_what_does_not_run_has_no_capacity(self, guest, server, stopped, new_disk):
+        spec = new_disk(stopped)
+        guest.plug(stopped, Scope.PERSISTENT, render(spec))
+        for where, target in ((stopped, spec.slot.target), (server, "vdzz")):
+            with pytest.raises(FinalError):
+                guest.capacity(where, target)
+            with pytest.raises(FinalError):
+                guest.resize(where, target, 1 << 30)
+
     @pytest.mark.parametrize("scope", BOTH)
     def test_unplugging_what_is_not_there_is_removed(self, guest, server, scope):
         assert guest.unplug(server, scope, alias_of(UNKNOWN)) is Unplugged.REMOVED

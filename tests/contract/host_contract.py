@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from tether.sealed import Sealed
 
 Exported = Callable[[], tuple[str, Connection]]
 Unexport = Callable[[str], None]
+Grow = Callable[[str, int], None]
 
 LUKS = Encryption(provider="luks", key_id="key-1", cipher="aes-xts-plain64", key_size=256)
 PASSPHRASE: Sealed[str] = Sealed("correct horse battery staple")
@@ -22,7 +24,7 @@ GIB = 1024**3
 
 class HostContract:
     """Subclasses bring the fixtures ``host``, ``exported`` (makes and exports a volume of 1 GiB whose LUKS
-    passphrase is PASSPHRASE) and ``unexport``."""
+    passphrase is PASSPHRASE), ``unexport``, and ``grow`` (gives the backend's volume a size in bytes)."""
 
     def test_identity_is_stable_and_complete(self, host: Host) -> None:
         identity = host.identity()
@@ -217,6 +219,43 @@ class HostContract:
         host.connect(volume_id, connection)
         opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
         assert host.connect(volume_id, connection) == opened
+
+    def test_a_device_grows_when_it_is_extended(self, host: Host, exported: Exported, grow: Grow) -> None:
+        volume_id, connection = exported()
+        before = host.connect(volume_id, connection)
+        assert host.usable_size(volume_id) == GIB
+        grow(volume_id, 3 * GIB)
+        for _ in range(2):
+            device = host.extend(volume_id, connection)
+            assert device == replace(before, size=3 * GIB)
+            assert (host.find(volume_id), host.usable_size(volume_id)) == (device, 3 * GIB)
+
+    def test_dm_crypt_grows_with_its_device_when_it_is_asked_to(
+        self, host: Host, exported: Exported, grow: Grow
+    ) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        before = host.usable_size(volume_id)
+        assert GIB - 64 * 1024**2 < before < GIB
+        grow(volume_id, 2 * GIB)
+        assert host.extend(volume_id, connection).size == 2 * GIB
+        assert host.usable_size(volume_id) == before
+        for _ in range(2):
+            host.resize_encryption(volume_id, PASSPHRASE)
+            assert host.usable_size(volume_id) == before + GIB
+        host.close_encryption(volume_id)
+        assert host.usable_size(volume_id) == 2 * GIB
+
+    def test_what_is_not_connected_is_not_extended(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        with pytest.raises(FinalError, match=volume_id):
+            host.extend(volume_id, connection)
+        with pytest.raises(FinalError, match=volume_id):
+            host.usable_size(volume_id)
+        host.connect(volume_id, connection)
+        with pytest.raises(FinalError, match="dm-crypt"):
+            host.resize_encryption(volume_id, PASSPHRASE)
 
     def test_wrong_passphrase_is_final(self, host: Host, exported: Exported) -> None:
         volume_id, connection = exported()

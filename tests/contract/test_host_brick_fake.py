@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.host import PretendHost
 from tether.adapters.host.brick import BrickHost
 
-from .host_contract import Exported, HostContract, Unexport
+from .host_contract import Exported, Grow, HostContract, Unexport
 
 
 @pytest.fixture
@@ -25,6 +25,11 @@ def host(pretend: PretendHost) -> BrickHost:
 @pytest.fixture
 def exported(pretend: PretendHost) -> Exported:
     return pretend.exported
+
+
+@pytest.fixture
+def grow(pretend: PretendHost) -> Grow:
+    return pretend.grow
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tether.sim import script
 from tether.sim.host import SimHost, SimKeys, seed_host
 from tether.sim.store import Store
 
-from .host_contract import GIB, LUKS, PASSPHRASE, Exported, HostContract, Unexport
+from .host_contract import GIB, LUKS, PASSPHRASE, Exported, Grow, HostContract, Unexport
 
 PASSWORD = "chap-Secret-12"
 
@@ -68,6 +68,15 @@ def exported(store: Store) -> Exported:
             book["exports"][volume_id] = {"target_iqn": iqn, **login}
         data = {"target_iqn": iqn, "target_portal": "127.0.0.1:3260", "target_lun": 1, "auth_method": "CHAP", **login}
         return volume_id, Connection(protocol="iscsi", data=Sealed(data), auth=True)
+
+    return make
+
+
+@pytest.fixture
+def grow(store: Store) -> Grow:
+    def make(volume_id: str, size: int) -> None:
+        with store.change("cinder") as book:
+            book["volumes"][volume_id]["size"] = size // GIB
 
     return make
 

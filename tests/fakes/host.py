@@ -64,6 +64,10 @@ class PretendHost:
         }
         return volume_id, Connection(protocol="iscsi", data=Sealed(data), auth=True)
 
+    def grow(self, volume_id: str, size: int) -> None:
+        path = self.root / f"exports/iqn.2010-10.org.openstack:volume-{volume_id}"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": size}))
+
     def unexport(self, volume_id: str) -> None:
         (self.root / f"exports/iqn.2010-10.org.openstack:volume-{volume_id}").unlink()
 

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 import tether.tasks.adopt
+import tether.tasks.extend
 import tether.tasks.guest
 import tether.tasks.half
 import tether.tasks.host
@@ -23,6 +24,7 @@ from tether.tasks.step import Step
 
 ROOMS = (
     tether.tasks.adopt,
+    tether.tasks.extend,
     tether.tasks.guest,
     tether.tasks.half,
     tether.tasks.host,
@@ -97,6 +99,7 @@ def test_the_shape_is_that_of_the_flow_which_is_run(kind: str, params: Params) -
     on_host = params.data_path == "host"
     if kind not in {"attach", "detach"}:
         wanted = {"adopt": "adopt-device", "repair-connect": "reconnect-host", "repair-release": "disconnect-host"}
+        wanted["extend"] = "extend-device"
         assert kind not in wanted or (wanted[kind] in names) == on_host
         return
     assert ("connect-host" in names or "disconnect-host" in names) == on_host
@@ -104,7 +107,7 @@ def test_the_shape_is_that_of_the_flow_which_is_run(kind: str, params: Params) -
     assert any(name.endswith("-legacy") for name in names) == (params.dialect == "legacy")
 
 
-PIVOTS = {"attach": "plug-live/1", "detach": "unplug-live/1", "adopt": "adopt-disk/1"}
+PIVOTS = {"attach": "plug-live/1", "extend": "extend-volume/1", "detach": "unplug-live/1", "adopt": "adopt-disk/1"}
 
 
 @pytest.mark.parametrize(("kind", "pivot"), PIVOTS.items())

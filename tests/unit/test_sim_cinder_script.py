@@ -88,6 +88,7 @@ def test_every_scripted_verb_is_known_by_its_request(api: Api) -> None:
         "attach": lambda: api.attach(volume),
         "detach": lambda: api.detach(volume),
         "begin_detaching": lambda: api.action(volume, "os-begin_detaching"),
+        "extend": lambda: api.action(volume, "os-extend", {"new_size": 2}),
         "roll_detaching": lambda: api.action(volume, "os-roll_detaching"),
     }
     assert {f"cinder.{verb}" for verb in requests_of} == {call for call in script.CALLS if call.startswith("cinder.")}

@@ -47,6 +47,12 @@ class GraphAttach(_Graph):
     kind = "attach"
 
 
+class GraphExtend(_Graph):
+    """Draw the steps of an extend and what waits for what. No cloud is asked."""
+
+    kind = "extend"
+
+
 class GraphDetach(_Graph):
     """Draw the steps of a detach and what waits for what. No cloud is asked."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tether.cli.logs import BOUND
 from tether.cli.progress import Progress
 from tether.errors import TetherError
-from tether.flows.detach import release_steps
+from tether.flows.plan import shape
 from tether.runner.jobs import Runner
 from tether.runner.requests import Accepted
 
@@ -89,7 +89,8 @@ def conclude(app: Tether, job: Job, caught: list[int]) -> Job:
         hint = job.error.get("hint", "")
         if job.state == "blocked" and "tether job" not in hint:
             hint = f"{hint}; then: " * bool(hint) + f"tether job resume {job.id}"
-            if job.step not in {step.code for step in release_steps(job.params)}:
+            flows = shape(job.kind, job.version, job.params)
+            if job.step not in {step.code for flow in flows if not flow.revertible for step in flow.steps}:
                 hint += f", or: tether job abort {job.id}"
         app.say(f"next: {hint or f'tether job show {job.id}'}")
     return job

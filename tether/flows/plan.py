@@ -97,6 +97,10 @@ def shape(kind: str, version: int, params: Params) -> list[FlowShape]:
 
 
 def pivot_of(flows: list[FlowShape]) -> str:
-    """Return the name of the step after which the job only goes forward: the last one that may still be undone."""
+    """Return the name of the step after which the job only goes forward: the last one that may still be undone.
+
+    Where that one only reads, it is the first effect, which can never be undone.
+    """
     steps = [step for flow in flows for step in flow.steps]
-    return next(before.code for before, after in pairwise(steps) if after.forward_only and not before.forward_only)
+    before, after = next(pair for pair in pairwise(steps) if pair[1].forward_only and not pair[0].forward_only)
+    return before.code if before.book else after.code

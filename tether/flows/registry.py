@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
-from tether.flows import adopt, attach, detach, repair
+from tether.flows import adopt, attach, detach, extend, repair
 from tether.persistence.ledger import Params
 
 #: The version that new jobs get.
@@ -16,6 +16,7 @@ CURRENT = {
     "attach": 1,
     "detach": 1,
     "adopt": 1,
+    "extend": 1,
     "repair-connect": 1,
     "repair-attach": 1,
     "repair-define": 1,
@@ -47,6 +48,11 @@ _PARTS: dict[tuple[str, int], Sequence[Part]] = {
         Part("detach-release", detach.build_release, revertible=False),
     ),
     ("adopt", 1): (Part("adopt", adopt.build),),
+    ("extend", 1): (
+        Part("extend-check", extend.build_check),
+        Part("extend-volume", extend.build_volume, revertible=False),
+        Part("extend-use", extend.build_use, revertible=False),
+    ),
     ("repair-connect", 1): (
         Part("repair-connect", repair.build_connect),
         Part("repair-renew", repair.build_renew, revertible=False),

@@ -88,6 +88,7 @@ RECIPES = {
     "used": Recipe("attached", lambda variant: variant.detach),
     "keyless": Recipe("attached", wreck=_lose_keys),
     "forgotten": Recipe("keyless", lambda _variant: ("key", "forget")),
+    "extended": Recipe("attached", lambda variant: ("extend", variant.volume, "2")),
     "adopted": Recipe("by-hand", lambda variant: ("adopt", variant.volume, variant.server)),
     **{kind: Recipe("attached", wreck=wreck) for kind, wreck in WRECKS.items()},
 }

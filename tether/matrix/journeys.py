@@ -178,6 +178,9 @@ def flows() -> Iterator[Flow]:
         words = ("adopt", variant.volume, variant.server)
         steps = "adopt-mapping adopt-disk finish-adoption.act.before"
         yield _flow("adopt", variant, words, "by-hand adopted", steps)
+    for variant in (PLAIN, ENCRYPTED, NETWORK):
+        steps = "extend-volume - check-extendable.act.before"
+        yield _flow("extend", variant, ("extend", variant.volume, "2"), "attached extended", steps)
     yield from _repairs()
 
 

@@ -22,11 +22,12 @@ def snapshot(world: Path) -> dict[str, Any]:
     Ids that differ from run to run (attachments, jobs, owner marks) are replaced by what they stand for. Left out:
     job history, times, soft-deleted rows, Cinder's admin metadata.
     """
+    cinder, guests = _json(world / "cinder.json"), sorted((world / "guests").iterdir())
     return {
-        "cinder": _cinder(_json(world / "cinder.json")),
+        "cinder": _cinder(cinder),
         "ledger": _ledger(world / "tether.sqlite"),
         "host": _host(_json(world / "host.json")),
-        "guests": {path.name: _guest(path) for path in sorted((world / "guests").iterdir()) if path.is_dir()},
+        "guests": {path.name: _guest(path, cinder["volumes"]) for path in guests if path.is_dir()},
         "secrets": sorted(_json(world / "guests" / "secrets.json").get("secrets", {})),
     }
 
@@ -107,6 +108,7 @@ def _cinder(book: dict[str, Any]) -> dict[str, Any]:
         volumes[volume["name"]] = {
             "id": volume["id"],
             "status": volume["status"],
+            "size": volume["size"],
             "attach_status": volume["attach_status"],
             "attachments": sorted(f"{row['attach_status']} {bool(row['instance_uuid'])}" for row in rows),
             "exported": volume["id"] in book.get("exports", {}),
@@ -139,12 +141,27 @@ def _host(book: dict[str, Any]) -> dict[str, Any]:
     return {name: book.get(name, {}) for name in ("devices", "links", "crypt")}
 
 
-def _guest(path: Path) -> dict[str, Any]:
+def _guest(path: Path, volumes: dict[str, Any]) -> dict[str, Any]:
+    state = _json(path / "state.json")
     return {
         "live": _definition(path / "live.xml"),
         "persistent": _definition(path / "persistent.xml"),
-        "pending": _json(path / "state.json").get("pending", {}),
+        "pending": state.get("pending", {}),
+        "behind": _behind(path / "live.xml", state.get("capacities", {}), volumes),
     }
+
+
+def _behind(live: Path, capacities: dict[str, int], volumes: dict[str, Any]) -> list[str]:
+    """Return the live disks that lack a GiB or more of their volume; a LUKS header takes a few MiB."""
+    if not live.exists():
+        return []
+    lines = []
+    for disk in ET.parse(live).getroot().iterfind("devices/disk"):
+        volume, target = volumes.get(disk.findtext("serial", "")), disk.find("target")
+        size = capacities.get("" if target is None else target.get("dev", ""))
+        if volume is not None and size is not None and size <= (volume["size"] - 1) * 1024**3:
+            lines.append(f"{volume['name']}: {size} bytes of {volume['size']} GiB")
+    return lines
 
 
 def _definition(path: Path) -> dict[str, Any] | None:

@@ -44,10 +44,14 @@ _BELIEVED = (
     "cinder.delete_attachment",
     "cinder.complete_attachment",
     "cinder.roll_detaching",
+    "cinder.extend",
     "host.disconnect",
+    "host.extend",
+    "host.resize_encryption",
     "host.close_encryption",
     "guest.plug_persistent",
     "guest.plug_live",
+    "guest.resize",
     "guest.undefine_secret",
 )
 _CALLS = {

@@ -23,12 +23,10 @@ from tether.persistence.schema import connections, jobs, mappings, secrets
 T = TypeVar("T")
 #: Is told of a row that cannot be read.
 Damaged = Callable[[OperatorNeeded], None]
-
 #: Job states in which the job is not finished: it holds its volume.
 OPEN = ("running", "blocked")
 #: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
 OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
-
 
 #: Made once: every job is asked for by them.
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("id"))
@@ -52,6 +50,7 @@ class Params:
         multiattach: the volume may be attached more than once.
         owner_mark: attachments carry the job's UUID as their owner.
         allow_nova: also on a server that Nova manages.
+        size: what an extend makes the volume, in GiB.
     """
 
     device: str = ""
@@ -63,6 +62,7 @@ class Params:
     multiattach: bool = False
     owner_mark: bool = True
     allow_nova: bool = False
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from taskflow.persistence import models
 from taskflow.storage import Storage
 from taskflow.types.failure import Failure
 
-from tether.errors import AttachmentLost, Blocked, OperatorNeeded, UncertainError
+from tether.errors import AttachmentLost, Blocked, OperatorNeeded, UncertainError, Unchanged
 from tether.flows.registry import Part
 from tether.persistence.ledger import Params
 from tether.persistence.logbook import JobBackend
@@ -155,6 +155,8 @@ class StepExecutor(TaskExecutor):  # type: ignore[misc]  # taskflow has no types
             lost = isinstance(error, AttachmentLost)
             waiting = step.pending_blocks and isinstance(error, UncertainError)
             forward = not self._plan.revertible or (step.forward_only and not lost)
+            if isinstance(error, Unchanged):
+                forward = False
             if isinstance(error, OperatorNeeded) or waiting or forward:
                 raise Blocked(step.code, error, undoing=False) from error
             return Failure()

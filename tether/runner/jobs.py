@@ -46,6 +46,7 @@ DONE = {
     "attach": "attached",
     "detach": "detached",
     "adopt": "attached",
+    "extend": "attached",
     "repair-connect": "attached",
     "repair-attach": "attached",
     "repair-define": "attached",

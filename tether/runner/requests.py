@@ -75,11 +75,7 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
         OperatorNeeded: it was attached, and somebody else has taken it away since.
         UsageError: the idempotency key is too long to be kept.
     """
-    if len(request.key) > KEY_LENGTH:
-        raise UsageError(
-            f"the request id has {len(request.key)} characters, at most {KEY_LENGTH} are kept",
-            hint="use a shorter --request-id, such as a UUID",
-        )
+    check_key(request.key)
     ledger = runner.tools.ledger
     earlier = ledger.job_of_key(request.key) if request.key else None
     if earlier is not None:
@@ -92,6 +88,15 @@ def submit(runner: Runner, kind: str, request: Request, job_id: str) -> Accepted
     if running is not None:
         return _join(runner, running, volume, server, Asked(kind, request, job_id))
     return _new(runner, mapping, volume, server, Asked(kind, request, job_id))
+
+
+def check_key(key: str) -> None:
+    """Raise UsageError if an idempotency key is too long to be kept."""
+    if len(key) > KEY_LENGTH:
+        raise UsageError(
+            f"the request id has {len(key)} characters, at most {KEY_LENGTH} are kept",
+            hint="use a shorter --request-id, such as a UUID",
+        )
 
 
 def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Server, asked: Asked) -> Accepted:

@@ -30,14 +30,15 @@ from tether.adapters.guest.xml import MARKS_URI, marks_xml, parse_definition, pa
 from tether.clock import Clock, SystemClock
 from tether.errors import FinalError, NotFound, UncertainError, UsageError
 from tether.sealed import Sealed
+from tether.sim.disks import LUKS_HEADER, usable
 from tether.sim.domains import Domain, live_of, locked, running_late, text, uuids_of
 from tether.sim.script import Scripted, take
 from tether.sim.store import Store, write_whole
 
 LOG = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
+GIB = 1024**3
 URI = "sim:///system"
 HOST_UUID = "9e570000-0000-4000-8000-0000000000aa"
 _NOT_RUNNING = "libvirt refused: Requested operation is not valid: domain is not running"
@@ -126,6 +127,14 @@ class SimGuest:
         special = ignore if scope is Scope.LIVE else None
         return self._act(f"unplug_{scope}", uuid, call, special=special) or Unplugged.REMOVED
 
+    def capacity(self, uuid: str, target: str) -> int:
+        with self._domain(uuid) as domain:
+            disk = self._running_disk(domain, target)
+            return int(domain.state.get("capacities", {}).get(target) or self._source_size(disk) or GIB)
+
+    def resize(self, uuid: str, target: str, size: int) -> None:
+        self._act("resize", uuid, {"verb": "resize", "scope": str(Scope.LIVE), "target": target, "size": size})
+
     def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
         self._secret("define_secret", {"key": f"{use.kind}:{use.usage}", "value": value.open()})
 
@@ -154,6 +163,8 @@ class SimGuest:
             for disk in root.iterfind("devices/disk"):
                 self._need_secrets(disk)
             domain.live = ET.fromstring(live_of(text(root)))  # noqa: S314 - written by ourselves
+            for disk in domain.live.iterfind("devices/disk"):
+                self._open_source(domain, disk)
             domain.power = Power.RUNNING
             domain.keep_image(None)
 
@@ -297,9 +308,46 @@ class SimGuest:
             if scope is Scope.LIVE:
                 self._need_secrets(disk)
             _plug(root, disk)
+            if scope is Scope.LIVE:
+                self._open_source(domain, disk)
+        elif call["verb"] == "resize":
+            source = self._source_size(self._running_disk(domain, call["target"]))
+            if source is not None and call["size"] > source:
+                raise FinalError(
+                    "libvirt refused: unable to execute QEMU command 'block_resize': Cannot grow device files",
+                    resource=f"server {domain.uuid}",
+                    hint="extend the volume first, and its device on this host",
+                )
+            domain.state.setdefault("capacities", {})[call["target"]] = call["size"]
         else:
             _mark(root, call["volume"], call["job"], call.get("adopted"))
         return None
+
+    def _running_disk(self, domain: Domain, target: str) -> ET.Element:
+        for disk in domain.live.iterfind("devices/disk") if domain.live is not None else ():
+            if parse_disk(disk).target == target:
+                return disk
+        raise FinalError(
+            f"server {domain.uuid} does not run, or has no disk {target}",
+            resource=f"server {domain.uuid}",
+            hint=_RUNNING_HINT,
+        )
+
+    def _open_source(self, domain: Domain, disk: ET.Element) -> None:
+        """Keep the size that QEMU finds when it opens a volume: it does not see it grow."""
+        size = self._source_size(disk)
+        if size is not None:
+            domain.state.setdefault("capacities", {})[parse_disk(disk).target] = size
+
+    def _source_size(self, disk: ET.Element) -> int | None:
+        """Return the bytes behind a disk of this world's volumes; None for another's."""
+        volume_id = parse_disk(disk).serial
+        host, volumes = self._store.read("host"), self._store.read("cinder").get("volumes", {})
+        if disk.get("type") != "network" and volume_id in host.get("devices", {}):
+            return usable(host, volume_id)
+        if volume_id not in volumes:
+            return None
+        return int(volumes[volume_id]["size"] * GIB - (LUKS_HEADER if disk.find(".//encryption") is not None else 0))
 
     def _need_secrets(self, disk: ET.Element) -> None:
         """Refuse a disk whose secret is not defined; the host's own (ceph, by UUID) are taken for granted."""

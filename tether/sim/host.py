@@ -5,7 +5,7 @@ The book ``host``::
     identity   name, machine_id, boot_id, initiator, nqn, ip
     devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
     links      volume id -> what tether's link points to
-    crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping
+    crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping; size while it is behind its device
     sessions   volume id -> sessions without a device: what a kill inside os-brick leaves, put there by a test
     maps       volume id -> the name of a multipath map, put there by a test
     pending    calls that were answered with a time-out and are carried out at `due`
@@ -20,7 +20,6 @@ a real host would have.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -39,6 +38,7 @@ from tether.clock import Clock, SystemClock
 from tether.errors import FinalError, NotFound, UncertainError
 from tether.sealed import Sealed
 from tether.sim import script
+from tether.sim.disks import derived_identity, free_path, grow, text_or_empty, usable
 from tether.sim.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -209,6 +209,20 @@ class SimHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def extend(self, volume_id: str, connection: Connection) -> Device:
+        pending = {"verb": "extend", "volume_id": volume_id}
+        self._perform("host.extend", volume_id, pending, lambda book: self._extend(book, volume_id))
+        return self._present(self._read(), volume_id)
+
+    def usable_size(self, volume_id: str) -> int:
+        book = self._read()
+        self._connected(book, volume_id, "it has no size here")
+        return usable(book, volume_id)
+
+    def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
+        pending = {"verb": "resize_encryption", "volume_id": volume_id}
+        self._perform("host.resize_encryption", volume_id, pending, lambda book: self._resize_crypt(book, volume_id))
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         known = self._store.read("cinder").get("keys", {}).get(encryption.key_id)
 
@@ -310,6 +324,10 @@ class SimHost:
                     self._log_in(book, volume_id, item["iqn"], item["portals"], None)
                 elif item["verb"] == "disconnect":
                     self._log_out(book, volume_id)
+                elif item["verb"] == "extend":
+                    self._extend(book, volume_id)
+                elif item["verb"] == "resize_encryption":
+                    self._resize_crypt(book, volume_id)
                 elif item["verb"] == "open_encryption":
                     self._open_crypt(book, volume_id)
                 else:
@@ -337,10 +355,10 @@ class SimHost:
                 hint="detach and attach again: Cinder makes new CHAP credentials with each export",
             )
         volume = cinder["volumes"][exported]
-        device = book["devices"].get(volume_id) or {"path": _free_path(book), "open_count": 0}
+        device = book["devices"].get(volume_id) or {"path": free_path(book), "open_count": 0}
         device.update(
             size=volume.get("device_size", volume["size"] * GIB),
-            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or _derived_identity(exported)),
+            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or derived_identity(exported)),
             identities_differ=bool(volume.get("identities_differ", False)),
             iqn=iqn,
             sessions=[f"{portal} {iqn}" for portal in portals],
@@ -365,13 +383,30 @@ class SimHost:
         for part in ("devices", "links", "sessions", "maps"):
             book.get(part, {}).pop(volume_id, None)
 
-    def _open_crypt(self, book: Book, volume_id: str) -> None:
+    def _extend(self, book: Book, volume_id: str) -> None:
+        volume = self._store.read("cinder")["volumes"][volume_id]
+        self._connected(book, volume_id, "it cannot be extended here")
+        grow(book, volume_id, volume.get("device_size", volume["size"] * GIB))
+
+    def _resize_crypt(self, book: Book, volume_id: str) -> None:
+        if volume_id not in book["crypt"]:
+            raise FinalError(
+                f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is not open, so it cannot be resized",
+                resource=f"volume {volume_id}",
+                hint=f"see: tether explain {volume_id}",
+            )
+        book["crypt"][volume_id].pop("size", None)
+
+    def _connected(self, book: Book, volume_id: str, so: str) -> None:
         if volume_id not in book["devices"]:
             raise FinalError(
-                f"volume {volume_id} is not connected, so its encryption cannot be opened",
+                f"volume {volume_id} is not connected, so {so}",
                 resource=f"volume {volume_id}",
                 hint="connect it first: the job that attaches it does",
             )
+
+    def _open_crypt(self, book: Book, volume_id: str) -> None:
+        self._connected(book, volume_id, "its encryption cannot be opened")
         name = mapping_name(volume_id)
         book["crypt"][volume_id] = {"name": name, "uuid": f"CRYPT-LUKS1-{volume_id.replace('-', '')}-{name}"}
         book["links"][volume_id] = f"/dev/mapper/{name}"
@@ -411,7 +446,7 @@ class SimHost:
         paths = [self._link(volume_id), *([device["path"]] if device else [])]
         opened = re.compile(f"[\"']({'|'.join(map(re.escape, paths))})[\"']")
         running = (self._store.directory / "guests").glob("*/live.xml")
-        return int(device.get("open_count", 0)) + sum(bool(opened.search(_text_or_empty(path))) for path in running)
+        return int(device.get("open_count", 0)) + sum(bool(opened.search(text_or_empty(path))) for path in running)
 
     def _link(self, volume_id: str) -> str:
         return str(self._run_dir / "volumes" / volume_id)
@@ -459,33 +494,3 @@ def _export(cinder: Book, iqn: str) -> tuple[str, dict[str, Any]]:
 def _login_of(export: dict[str, Any]) -> tuple[object, object]:
     """Return the CHAP user and password of an export or of connection data."""
     return export.get("auth_username"), export.get("auth_password")
-
-
-def _free_path(book: Book) -> str:
-    """Return the first free name of a SCSI disk; sdaa follows sdz."""
-    taken = {device["path"] for device in book["devices"].values()}
-    number = 0
-    while (path := f"/dev/sd{_letters(number)}") in taken:
-        number += 1
-    return path
-
-
-def _letters(number: int) -> str:
-    text = ""
-    while number >= 0:
-        text = chr(ord("a") + number % 26) + text
-        number = number // 26 - 1
-    return text
-
-
-def _derived_identity(volume_id: str) -> str:
-    """Return the NAA that LIO would give: its vendor digits, then digits made from the volume's id."""
-    return "naa.6001405" + hashlib.sha256(volume_id.encode()).hexdigest()[:25]
-
-
-def _text_or_empty(path: Any) -> str:
-    """Return a guest's live XML; it may vanish while the book is read."""
-    try:
-        return str(path.read_text())
-    except FileNotFoundError:
-        return ""

@@ -22,6 +22,7 @@ PACE: dict[str, Any] = {
     "request_timeout": 5.0,
     "rpc_response_timeout": 1.0,
     "settle_margin": 0.2,
+    "extend_timeout": 5.0,
     "libvirt_settle": 0.3,
     "host_settle": 0.3,
     "device_detach_attempts": 2,

@@ -16,7 +16,7 @@ from taskflow import task
 from taskflow.types.failure import Failure
 
 from tether import faults
-from tether.errors import AttachmentLost, FinalError, HeldError, TetherError, UncertainError
+from tether.errors import AttachmentLost, FinalError, HeldError, TetherError, UncertainError, Unchanged
 from tether.persistence.ledger import Job
 from tether.tasks.run import Run, Toolbox
 
@@ -162,7 +162,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
                 if isinstance(error, UncertainError):
                     self.in_doubt = True
                     self.run.uncertain(self.book)
-                if isinstance(error, AttachmentLost) or self.tools.clock.time() >= deadline:
+                if isinstance(error, AttachmentLost | Unchanged) or self.tools.clock.time() >= deadline:
                     raise
             self.run.pause(pause)
             pause = min(pause * 2, self.tools.settings.retry_interval * 10)

@@ -212,6 +212,9 @@ class CinderClient(Cinder):
             lambda client: client.attachments.delete(attachment_id)[1]["attachments"],
         )
 
+    def extend(self, volume_id: str, size: int) -> None:
+        self._write("extend", "volume", volume_id, lambda client: client.volumes.extend(volume_id, size))
+
     def show_encryption(self, volume_id: str) -> Encryption | None:
         return self._read(
             "show the encryption of",

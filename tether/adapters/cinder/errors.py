@@ -252,6 +252,8 @@ def _from_cinder(error: Any, call: Call) -> TetherError:
     if _is_refusal(code):
         if code == HTTPStatus.CONFLICT and "using the Compute API" in text:
             hint = _GUARD_HINT
+        elif code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and call.verb == "extend":
+            hint = "the project's quota does not allow it: openstack quota show; ask for a smaller size, or for more"
         elif code in _BUSY:
             hint = "Cinder limits the rate of requests: try again later"
         else:

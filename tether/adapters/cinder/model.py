@@ -219,6 +219,16 @@ class Cinder(Protocol):
     def delete_attachment(self, attachment_id: str) -> None:
         """Terminate, unexport and drop the attachment. May be repeated; ``NotFound`` once it is gone."""
 
+    def extend(self, volume_id: str, size: int) -> None:
+        """os-extend: have the volume made larger; it is *extending*, and Cinder says later what came of that.
+
+        An *in-use* volume needs 3.42. Cinder then has it *in-use* again, with the new size or, where no backend has
+        the space, with the old one; *error_extending* where the driver has failed. Asked for again it is refused.
+
+        Args:
+            size: the new size, in GiB.
+        """
+
     def show_encryption(self, volume_id: str) -> Encryption | None:
         """Return how the volume is encrypted, or None if it is not."""
 

@@ -138,6 +138,25 @@ class LibvirtGuest:
                 )
         return Unplugged.REMOVED
 
+    def capacity(self, uuid: str, target: str) -> int:
+        # blockInfo of a domain that does not run would read the image's file.
+        self._running_disk(uuid, target)
+        found: list[int] = self._read(uuid, "blockInfo", lambda domain: domain.blockInfo(target))
+        return found[0]
+
+    def resize(self, uuid: str, target: str, size: int) -> None:
+        flags = self._libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
+        self._change(uuid, "blockResize", lambda domain: domain.blockResize(target, size, flags))
+
+    def _running_disk(self, uuid: str, target: str) -> None:
+        live = self.show_server(uuid).live
+        if live is None or target not in {disk.target for disk in live.disks}:
+            raise FinalError(
+                f"server {uuid} does not run, or has no disk {target}",
+                resource=f"server {uuid}",
+                hint="read the server again: its power state or its disks have changed",
+            )
+
     def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
         def define(connection: Any) -> None:
             secret = self._lookup(connection, use)

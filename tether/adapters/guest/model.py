@@ -251,6 +251,26 @@ class Guest(Protocol):
         where nothing can be read back.
         """
 
+    def capacity(self, uuid: str, target: str) -> int:
+        """Return the bytes that the running guest's disk has (virDomainGetBlockInfo).
+
+        Args:
+            target: the device name in the live definition: ``vdb``.
+
+        Raises:
+            FinalError: the domain does not run, or has no such disk.
+        """
+
+    def resize(self, uuid: str, target: str, size: int) -> None:
+        """Have QEMU and the running guest take notice of the disk's new size (virDomainBlockResize). Repeatable.
+
+        Args:
+            size: in bytes: what QEMU's guest sees of the disk, at most what its source has.
+
+        Raises:
+            FinalError: the domain does not run, has no such disk, or its source is smaller.
+        """
+
     def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
         """Define the secret if it is absent, and set its value anew."""
 

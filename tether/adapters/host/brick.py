@@ -86,6 +86,15 @@ class BrickHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def extend(self, volume_id: str, connection: Connection) -> Device:
+        return from_json(self._ask("extend", volume_id=volume_id, **_reach(connection)))
+
+    def usable_size(self, volume_id: str) -> int:
+        return int(self._ask("usable_size", volume_id=volume_id))
+
+    def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
+        self._ask("resize_encryption", volume_id=volume_id, passphrase=passphrase.open())
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         if encryption.control_location != "front-end":
             raise FinalError(

@@ -77,6 +77,11 @@ def disconnect(settings: Settings, protocol: str, data: Mapping[str, Any], info:
     )
 
 
+def extend(settings: Settings, protocol: str, data: Mapping[str, Any]) -> None:
+    """Rescan the volume's paths and resize their multipath map."""
+    _connector(settings, protocol).extend_volume(_properties(data))
+
+
 def _connector(settings: Settings, protocol: str) -> Any:
     from os_brick.initiator import connector
 

@@ -55,6 +55,22 @@ def open_mapping(volume_id: str, device: str, *, provider: str, cipher: str, key
         _uncertain(volume_id, "open", ended)
 
 
+def resize_mapping(volume_id: str, passphrase: str) -> None:
+    """Let the volume's open mapping take up all that its device has, less the header.
+
+    Raises:
+        FinalError: a wrong passphrase, or the mapping is not there.
+        UncertainError: cryptsetup failed otherwise.
+    """
+    ended = _cryptsetup(["resize", "--key-file=-", mapping_name(volume_id)], passphrase)
+    if ended.returncode == WRONG_PASSPHRASE:
+        _refuse(volume_id, "the passphrase does not open it", "check the volume's key in the key manager")
+    if ended.returncode == NO_DEVICE:
+        _refuse(volume_id, f"{mapping_name(volume_id)} is not open", "look at: dmsetup ls")
+    if ended.returncode:
+        _uncertain(volume_id, "resize", ended)
+
+
 def close_mapping(volume_id: str) -> None:
     """Close the volume's mapping; one that is not there is fine.
 
@@ -120,7 +136,9 @@ def _cryptsetup(words: list[str], passphrase: str = "") -> subprocess.CompletedP
 
 def _refuse(volume_id: str, why: str, hint: str) -> NoReturn:
     raise FinalError(
-        f"the encryption of volume {volume_id} cannot be opened: {why}", resource=f"volume {volume_id}", hint=hint
+        f"the encryption of volume {volume_id} cannot be used: {why}",
+        resource=f"volume {volume_id}",
+        hint=hint,
     )
 
 

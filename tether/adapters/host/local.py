@@ -163,9 +163,35 @@ class LocalHost:
             devices={volume_id: device for volume_id, _ in links if (device := self.find(volume_id))},
         )
 
+    def extend(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> Device:
+        """Rescan the volume's paths, resize their map, and return the device as sysfs has it then."""
+        self._check_handled(volume_id, protocol, data)
+        self._own_block(volume_id, "it cannot be extended here")
+        # A rescan makes nothing that could be left behind.
+        with mapped("extending", volume_id, clean=lambda: True):
+            brick_calls.set_up(self._settings)
+            brick_calls.extend(self._settings, protocol, data)
+        return self._present(volume_id)
+
+    def usable_size(self, volume_id: str) -> int:
+        """Return the bytes of what the link leads to."""
+        self._own_block(volume_id, "it has no size here")
+        return self._probes.size(self._probes.block_of(self._links.target(volume_id)))
+
+    def resize_encryption(self, volume_id: str, *, passphrase: str) -> None:
+        """Let the open mapping take up all of its device."""
+        self._probes.check_eyesight()
+        if not self._probes.crypt_of(volume_id):
+            raise FinalError(
+                f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is not open, so it cannot be resized",
+                resource=f"volume {volume_id}",
+                hint="see what the host has of it: tether explain " + volume_id,
+            )
+        crypt.resize_mapping(volume_id, passphrase)
+
     def open_encryption(self, volume_id: str, *, provider: str, cipher: str, key_size: int, passphrase: str) -> Device:
         """Open dm-crypt over the volume's own device and point the link at it."""
-        own = self._own_block(volume_id)
+        own = self._own_block(volume_id, "its encryption cannot be opened")
         if mapping := self._probes.map_named(mapping_name(volume_id)):
             if mapping != self._probes.crypt_of(volume_id) or self._probes.slaves(mapping) != [own]:
                 raise FinalError(
@@ -271,7 +297,12 @@ class LocalHost:
             LOG.warning("%s", error)
         return not self._left(volume_id, protocol, data)
 
-    def _own_block(self, volume_id: str) -> str:
+    def _own_block(self, volume_id: str, so: str) -> str:
+        """Return the volume's own device.
+
+        Args:
+            so: what cannot be done without one.
+        """
         self._probes.check_eyesight()
         target = self._links.target(volume_id)
         block = self._probes.block_of(target) if target else ""
@@ -283,7 +314,7 @@ class LocalHost:
             )
         if not block:
             raise FinalError(
-                f"volume {volume_id} is not connected, so its encryption cannot be opened",
+                f"volume {volume_id} is not connected, so {so}",
                 resource=f"volume {volume_id}",
                 hint="connect it first: the job that attaches it does",
             )

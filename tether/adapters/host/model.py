@@ -143,6 +143,29 @@ class Host(Protocol):
     def expected_identity(self, connection: Connection) -> str:
         """Return the WWID or NGUID that the connection info itself names, or empty where it names none."""
 
+    def extend(self, volume_id: str, connection: Connection) -> Device:
+        """Have the host take notice that the volume has grown: its paths, then their multipath map. Repeatable.
+
+        dm-crypt over it keeps its size: see :meth:`resize_encryption`.
+        """
+
+    def usable_size(self, volume_id: str) -> int:
+        """Return the bytes of what tether's link leads to: with dm-crypt open, less than the volume by the LUKS header.
+
+        Raises:
+            FinalError: there is nothing behind the link.
+        """
+
+    def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
+        """Let the open dm-crypt mapping take up all of its device (``cryptsetup resize``). Repeatable.
+
+        Args:
+            passphrase: LUKS2 asks for it where the volume key is in the kernel's keyring.
+
+        Raises:
+            FinalError: it is not open.
+        """
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         """Open dm-crypt over the volume's device, re-point tether's link at it. Repeatable."""
 

@@ -85,6 +85,15 @@ class NetworkHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def extend(self, volume_id: str, connection: Connection) -> Device:
+        self._refuse(volume_id)
+
+    def usable_size(self, volume_id: str) -> int:
+        self._refuse(volume_id)
+
+    def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
+        self._refuse(volume_id)
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         self._refuse(volume_id)
 

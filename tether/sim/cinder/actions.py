@@ -6,8 +6,13 @@ from typing import Any
 
 from tether.sim.cinder.checks import bad_field, deletion_allowed, json_object, mode_field, uuid_field
 from tether.sim.cinder.manager import Call
-from tether.sim.cinder.rows import attachments_of, drop_attachment, find_volume
+from tether.sim.cinder.rows import Row, attachments_of, drop_attachment, find_volume
 from tether.sim.cinder.wire import Answer, Fault, Route
+
+#: The microversion from which an *in-use* volume is extended.
+EXTEND_IN_USE = (3, 42)
+#: Seconds that cinder-volume takes for it: long enough to be seen *extending*.
+EXTEND_TIME = 0.05
 
 
 def reserve(call: Call, route: Route) -> Answer:
@@ -130,6 +135,54 @@ def update_readonly_flag(call: Call, route: Route) -> Answer:
         )
     volume["admin_metadata"]["readonly"] = str(flag)
     return Answer(202)
+
+
+def extend(call: Call, route: Route) -> Answer:
+    """os-extend: *extending* until cinder-volume is done; of an *in-use* volume from 3.42.
+
+    Follows cinder/volume/api.py:_extend: the size first, then the status, then the quota.
+    """
+    wanted = json_object(call.request.body, "os-extend", required=("new_size",), optional=())
+    size = wanted["new_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise bad_field("new_size", size, f"{size!r} is not a positive integer")
+    volume = find_volume(call.book, route.target)
+    attached = call.version >= EXTEND_IN_USE and volume["status"] == "in-use"
+    expected = "in-use" if attached else "available"
+    if size <= volume["size"]:
+        raise Fault(
+            400,
+            "Invalid input received: New size for extend must be greater than current size. "
+            f"(current: {volume['size']}, extended: {size}).",
+        )
+    if volume["status"] != expected:
+        raise Fault(
+            400,
+            f"Invalid volume: Volume {volume['id']} status must be '{{'status': '{expected}'}}' to extend, "
+            f"currently {volume['status']}.",
+        )
+    _check_quota(call, volume, size - volume["size"])
+    volume["status"] = "extending"
+    work = {"work": "extend_volume", "arguments": {"volume_id": volume["id"], "size": size}}
+    call.book.setdefault("pending", []).append({"due": call.now + EXTEND_TIME, **work})
+    return Answer(202)
+
+
+def _check_quota(call: Call, volume: Row, more: int) -> None:
+    """Refuse what the book's ``quota`` does not allow.
+
+    Raises:
+        Fault: 413.
+    """
+    quota = call.book.get("quota")
+    rows = call.book["volumes"].values()
+    used = sum(row["size"] for row in rows if row["project_id"] == volume["project_id"])
+    if quota is not None and used + more > quota:
+        raise Fault(
+            413,
+            "VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed gigabytes quota. "
+            f"Requested {more}G, quota is {quota}G and {used}G has been consumed.",
+        )
 
 
 def reset_status(call: Call, route: Route) -> Answer:

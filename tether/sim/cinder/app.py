@@ -72,6 +72,7 @@ _HANDLERS: dict[str, Callable[[Call, Route], Answer]] = {
         actions.roll_detaching,
         actions.update_readonly_flag,
         actions.reset_status,
+        actions.extend,
     )
 }
 

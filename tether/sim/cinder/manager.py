@@ -176,6 +176,22 @@ def attachment_delete(book: Book, _now: float, *, volume_id: str, attachment_id:
         backend.remove_export(book, volume)
 
 
+def extend_volume(book: Book, _now: float, *, volume_id: str, size: int) -> None:
+    """Make the volume larger, unless a test has it fail (``extends`` of its row).
+
+    ``no-space``: the scheduler finds no backend and gives the volume its former status back; ``driver-fails``: the
+    volume is *error_extending* (cinder/scheduler/manager.py:extend_volume, cinder/volume/manager.py).
+    """
+    volume = find_volume(book, volume_id)
+    if volume["status"] != "extending":
+        return
+    before = "in-use" if attachments_of(book, volume_id) else "available"
+    fails = volume.get("extends", "")
+    volume["status"] = "error_extending" if fails == "driver-fails" else before
+    if not fails:
+        volume["size"] = size
+
+
 #: The work that can be asked for by name.
 WORK: dict[str, Callable[..., Any]] = {
     "initialize_connection": initialize_connection,
@@ -184,4 +200,5 @@ WORK: dict[str, Callable[..., Any]] = {
     "detach_volume": detach_volume,
     "attachment_update": attachment_update,
     "attachment_delete": attachment_delete,
+    "extend_volume": extend_volume,
 }

@@ -4,6 +4,7 @@ The book ``cinder`` holds::
 
     volumes      {id: row}            attachments  {id: row}
     exports      {volume id: target}  keys         {key id: passphrase}
+    quota        GiB that a project may have in all; absent: no limit
     pending      what cinder-volume has still to finish, each with the time when it is due
     nova         {server: {volume: attachment}}: what Nova would answer; absent: there is no Nova
     remote_tracebacks  true: refusals of cinder-volume carry its traceback, as over a real broker

@@ -135,6 +135,7 @@ _VOLUME_ACTIONS = {
     "os-roll_detaching": "roll_detaching",
     "os-update_readonly_flag": "update_readonly_flag",
     "os-reset_status": "reset_status",
+    "os-extend": "extend",
 }
 
 _ATTACHMENT_ACTIONS = {"os-complete": "complete_attachment"}

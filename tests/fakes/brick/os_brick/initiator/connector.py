@@ -103,6 +103,19 @@ class Connector:
         (session / "targetname").write_text(data["target_iqn"] + "\n")
         return disk
 
+    def extend_volume(self, data):
+        what = behaviour("extend")
+        log("extend", data["target_iqn"])
+        misbehave(what, data)
+        size = json.loads((ROOT / "exports" / data["target_iqn"]).read_text())["size"]
+        for session in (ROOT / "sys/class/iscsi_session").glob(f"session-{data['target_iqn'][-36:]}-*"):
+            for disk in session.glob("device/*/*/block/*"):
+                resize(disk.name, size)
+                for holder in (ROOT / "sys/class/block" / disk.name / "holders").iterdir():
+                    if (ROOT / "sys/class/block" / holder.name / "dm/uuid").read_text().startswith("mpath-"):
+                        resize(holder.name, size)
+        return size
+
     def disconnect_volume(self, data, device_info, force=False, ignore_errors=False):
         what = behaviour("disconnect")
         log("disconnect", data["target_iqn"], device_info)
@@ -131,6 +144,10 @@ def make_block(prefix, size):
     (blocks / name / "size").write_text(f"{size // 512}\n")
     (ROOT / "dev" / name).write_text("")
     return name
+
+
+def resize(block, size):
+    (ROOT / "sys/class/block" / block / "size").write_text(f"{size // 512}\n")
 
 
 def make_map(name, uuid, slaves):
