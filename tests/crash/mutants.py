@@ -93,6 +93,8 @@ ARGUED = {
     " leaves anyhow (docs/residue.md)",
     "complete-attachment-legacy: no intent before the effect": f"{_FORWARD} that comes late finds its own row, or none",
     "finish-mapping-legacy: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
+    "release-attachment-legacy: act without its check 1 (if status == 'detaching':)": "the status goes with the row, in"
+    " one transaction of Cinder's, and the row is looked at before",
     "release-attachment-legacy: no intent before the effect": f"{_FORWARD} is not repeated once the row is gone",
 }
 

@@ -344,3 +344,36 @@ def test_a_guest_that_keeps_the_half_that_a_repair_gave_it_keeps_its_mark(sim: S
     assert "does not let volume persistent-only go" in aborted.err
     assert sim.books()["guests"] == given["guests"]
     assert sim.tether("job", "resume", "--last").code == ROLLED_BACK
+
+
+def test_a_completion_that_was_believed_and_not_done_is_repeated_by_a_repair(sim: SimWorld) -> None:
+    volume = drifts.attached(sim, "half-complete")
+    with drifts.book(sim, "cinder") as cinder:
+        cinder["volumes"][volume]["status"] = "attaching"
+        for row in cinder["attachments"].values():
+            row["attach_status"] = "attaching"
+    done = sim.tether("--fault", "cinder.complete_attachment=not-done", "repair", "--apply", "--volume", volume)
+    assert done.code == DONE, done.err
+    assert status(sim, volume) == "in-use"
+
+
+def test_a_legacy_attach_that_was_believed_and_not_done_is_repeated(sim: SimWorld) -> None:
+    done = sim.tether("--fault", "cinder.attach=not-done", "attach", "vol1", "guest1", "--dialect", "legacy")
+    assert done.code == DONE, done.err
+    assert status(sim, VOL1) == "in-use"
+
+
+def test_a_legacy_export_undone_before_a_kill_is_not_undone_again_under_a_stranger(sim: SimWorld) -> None:
+    sim.script("host.connect", "fail")
+    words = ("--fault", "export-volume-legacy.undo.after=kill", "attach", "vol1", "guest1", "--dialect", "legacy")
+    assert sim.tether(*words).code == KILLED
+    with Store(sim.directory).change("cinder") as book:
+        book["volumes"][VOL1]["status"] = "attaching"  # os-reserve of somebody else's
+    done = sim.tether("job", "resume", "--last")
+    assert done.code == BLOCKED, done.err
+    assert status(sim, VOL1) == "attaching"
+
+
+def status(sim: SimWorld, volume_id: str) -> str:
+    """Return what Cinder's own book says of a volume."""
+    return str(Store(sim.directory).read("cinder")["volumes"][volume_id]["status"])
