@@ -54,7 +54,7 @@ def test_after_a_power_cut_the_guest_starts_with_what_it_had(
 
     links = {f"volumes/{each}" for each in (volume_id, other)}
     after = lab.books()
-    assert set(after["host"]["links"]) == links
+    assert set(after["host"]["links"]) >= links
     assert len(after["host"]["sessions"]) == 2 * len(held["host"]["sessions"])
     assert len(after["host"]["maps"]) == 2 * len(held["host"]["maps"])
     lab.run(f"virsh start {lab.guest}")
