@@ -28,6 +28,11 @@ def exported(pretend: PretendHost) -> Exported:
 
 
 @pytest.fixture
+def blank(pretend: PretendHost) -> Exported:
+    return lambda: pretend.exported(passphrase=None)
+
+
+@pytest.fixture
 def unexport(pretend: PretendHost) -> Unexport:
     return pretend.unexport
 

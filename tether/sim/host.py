@@ -6,13 +6,15 @@ The book ``host``::
     devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
     links      volume id -> what tether's link points to
     crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping
+    headers    volume id -> what this host has written onto the volume: `luks`, or `half` of it
     sessions   volume id -> sessions without a device: what a kill inside os-brick leaves, put there by a test
     maps       volume id -> the name of a multipath map, put there by a test
     pending    calls that were answered with a time-out and are carried out at `due`
 
 Of the book ``cinder`` it reads ``exports`` (volume id -> target_iqn, auth_username, auth_password), ``keys``
 and of ``volumes`` the size in GiB, ``wwn`` or ``identity`` (what the disk reports), and what a test may add:
-``device_size`` in bytes (a wrong device) and ``identities_differ``.
+``device_size`` in bytes (a wrong device), ``identities_differ`` and ``content``: what the volume holds until this host
+writes a header: ``blank``, ``luks`` (of a volume that does not say), ``half``, ``other`` or ``unreadable``.
 
 Nothing is made outside the world's directory, and no link or device file exists; the paths are those that
 a real host would have.
@@ -20,7 +22,6 @@ a real host would have.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -34,11 +35,11 @@ from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import wwid
-from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
+from tether.adapters.host.model import Device, Header, Holding, HostIdentity, HostSurvey
 from tether.clock import Clock, SystemClock
-from tether.errors import FinalError, NotFound, UncertainError
+from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
-from tether.sim import script
+from tether.sim import devices, script
 from tether.sim.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -121,14 +122,14 @@ class SimHost:
             )
         data = connection.data.open()
         iqn = str(data.get("target_iqn", ""))
-        login = _login_of(data)
+        login = devices.login_of(data)
         portals = data.get("target_portals") or [data.get("target_portal", "")]
 
         def effect(book: Book) -> None:
             self._log_in(book, volume_id, iqn, [str(portal) for portal in portals], login)
 
         # The credentials are judged now: they are never written down for later.
-        refused = login != _login_of(_export(self._store.read("cinder"), iqn)[1])
+        refused = login != devices.login_of(devices.export(self._store.read("cinder"), iqn)[1])
         pending = None if refused else {"verb": "connect", "volume_id": volume_id, "iqn": iqn, "portals": portals}
         self._perform("host.connect", volume_id, pending, effect)
         return self._present(self._read(), volume_id)
@@ -209,6 +210,27 @@ class SimHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def read_header(self, volume_id: str) -> Header:
+        found: list[Header] = []
+        self._perform("host.read_header", volume_id, None, lambda book: found.append(self._header(book, volume_id)))
+        return found[0]
+
+    def format_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> None:
+        def effect(book: Book) -> None:
+            if volume_id in book["crypt"] or self._header(book, volume_id) is Header.LUKS:
+                raise FinalError(
+                    f"volume {volume_id} is not formatted: it is LUKS already",
+                    resource=f"volume {volume_id}",
+                    hint="attach it as it is",
+                )
+            book.setdefault("headers", {})[volume_id] = Header.LUKS
+
+        def half(book: Book) -> None:
+            book.setdefault("headers", {})[volume_id] = Header.HALF
+
+        pending = {"verb": "format_encryption", "volume_id": volume_id}
+        self._perform("host.format_encryption", volume_id, pending, effect, cut_off=half)
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         known = self._store.read("cinder").get("keys", {}).get(encryption.key_id)
 
@@ -234,12 +256,18 @@ class SimHost:
         self._perform("host.close_encryption", volume_id, pending, lambda book: self._close_crypt(book, volume_id))
 
     def _perform(
-        self, call: str, volume_id: str, pending: dict[str, Any] | None, effect: Callable[[Book], None]
+        self,
+        call: str,
+        volume_id: str,
+        pending: dict[str, Any] | None,
+        effect: Callable[[Book], None],
+        cut_off: Callable[[Book], None] | None = None,
     ) -> None:
         """Carry out one verb as one locked change, or fail as the script says.
 
         Args:
             pending: what a late call leaves in the book, without secrets; None if it will have no effect.
+            cut_off: what is there if the helper is killed amid its work; by default all of it.
         """
         scripted = script.take(self._store, call)
         action = scripted.action if scripted else ""
@@ -261,7 +289,7 @@ class SimHost:
         if action == "not-done":
             return
         if action == "kill-helper":
-            self._lose_helper(lambda: self._change(effect))
+            self._lose_helper(lambda: self._change(cut_off or effect))
             raise _no_answer(call, volume_id)
         try:
             self._change(effect)
@@ -310,6 +338,8 @@ class SimHost:
                     self._log_in(book, volume_id, item["iqn"], item["portals"], None)
                 elif item["verb"] == "disconnect":
                     self._log_out(book, volume_id)
+                elif item["verb"] == "format_encryption":
+                    book.setdefault("headers", {})[volume_id] = Header.LUKS
                 elif item["verb"] == "open_encryption":
                     self._open_crypt(book, volume_id)
                 else:
@@ -322,7 +352,7 @@ class SimHost:
         self, book: Book, volume_id: str, iqn: str, portals: list[str], login: tuple[object, object] | None
     ) -> None:
         cinder = self._store.read("cinder")
-        exported, export = _export(cinder, iqn)
+        exported, export = devices.export(cinder, iqn)
         resource = f"volume {volume_id}"
         if not exported:
             raise FinalError(
@@ -330,17 +360,17 @@ class SimHost:
                 resource=resource,
                 hint="check that Cinder still exports the volume: openstack volume attachment list",
             )
-        if login is not None and login != _login_of(export):
+        if login is not None and login != devices.login_of(export):
             raise FinalError(
                 f"volume {volume_id} cannot be connected: login to {iqn} failed: authorization failure",
                 resource=resource,
                 hint="detach and attach again: Cinder makes new CHAP credentials with each export",
             )
         volume = cinder["volumes"][exported]
-        device = book["devices"].get(volume_id) or {"path": _free_path(book), "open_count": 0}
+        device = book["devices"].get(volume_id) or {"path": devices.free_path(book), "open_count": 0}
         device.update(
             size=volume.get("device_size", volume["size"] * GIB),
-            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or _derived_identity(exported)),
+            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or devices.derived_identity(exported)),
             identities_differ=bool(volume.get("identities_differ", False)),
             iqn=iqn,
             sessions=[f"{portal} {iqn}" for portal in portals],
@@ -365,12 +395,40 @@ class SimHost:
         for part in ("devices", "links", "sessions", "maps"):
             book.get(part, {}).pop(volume_id, None)
 
-    def _open_crypt(self, book: Book, volume_id: str) -> None:
+    def _header(self, book: Book, volume_id: str) -> Header:
+        """Return what the volume holds, which is connected.
+
+        Raises:
+            UncertainError: its device cannot be read.
+        """
+        self._check_connected(book, volume_id)
+        row = self._store.read("cinder")["volumes"].get(volume_id, {})
+        content = book.get("headers", {}).get(volume_id) or row.get("content", Header.LUKS)
+        if content == "unreadable":
+            path = book["devices"][volume_id]["path"]
+            raise UncertainError(
+                f"{path} of volume {volume_id} cannot be read: Input/output error; whether"
+                " it is LUKS or blank is not known, so it is not formatted",
+                resource=f"volume {volume_id}",
+                hint="see the kernel's log for errors of the device; once it can be read, attach the volume again",
+            )
+        return Header(content)
+
+    @staticmethod
+    def _check_connected(book: Book, volume_id: str) -> None:
         if volume_id not in book["devices"]:
             raise FinalError(
                 f"volume {volume_id} is not connected, so its encryption cannot be opened",
                 resource=f"volume {volume_id}",
                 hint="connect it first: the job that attaches it does",
+            )
+
+    def _open_crypt(self, book: Book, volume_id: str) -> None:
+        if (found := self._header(book, volume_id)) is not Header.LUKS:
+            raise FinalError(
+                f"volume {volume_id} has no LUKS header (it is {found})",
+                resource=f"volume {volume_id}",
+                hint="a new attach tells whether it may be formatted",
             )
         name = mapping_name(volume_id)
         book["crypt"][volume_id] = {"name": name, "uuid": f"CRYPT-LUKS1-{volume_id.replace('-', '')}-{name}"}
@@ -411,31 +469,12 @@ class SimHost:
         paths = [self._link(volume_id), *([device["path"]] if device else [])]
         opened = re.compile(f"[\"']({'|'.join(map(re.escape, paths))})[\"']")
         running = (self._store.directory / "guests").glob("*/live.xml")
-        return int(device.get("open_count", 0)) + sum(bool(opened.search(_text_or_empty(path))) for path in running)
+        return int(device.get("open_count", 0)) + sum(
+            bool(opened.search(devices.text_or_empty(path))) for path in running
+        )
 
     def _link(self, volume_id: str) -> str:
         return str(self._run_dir / "volumes" / volume_id)
-
-
-class SimKeys:
-    """The simulated key manager: the ``keys`` of the book ``cinder``, key id -> passphrase.
-
-    Args:
-        store: the world's books.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def passphrase(self, encryption: Encryption) -> Sealed[str]:
-        known = self._store.read("cinder").get("keys", {})
-        if encryption.key_id not in known:
-            raise NotFound(
-                f"the key manager has no key {encryption.key_id}",
-                resource=f"key {encryption.key_id}",
-                hint="check the volume's encryption: openstack volume show",
-            )
-        return Sealed(str(known[encryption.key_id]))
 
 
 def _no_answer(call: str, volume_id: str) -> UncertainError:
@@ -448,44 +487,3 @@ def _no_answer(call: str, volume_id: str) -> UncertainError:
 
 def _subject(call: str, volume_id: str) -> str:
     return f"{call} of volume {volume_id}" if volume_id else call
-
-
-def _export(cinder: Book, iqn: str) -> tuple[str, dict[str, Any]]:
-    """Return the volume that is exported under this name, and its export; empty if there is none."""
-    exports: dict[str, dict[str, Any]] = cinder.get("exports", {})
-    return next(((volume_id, item) for volume_id, item in exports.items() if item["target_iqn"] == iqn), ("", {}))
-
-
-def _login_of(export: dict[str, Any]) -> tuple[object, object]:
-    """Return the CHAP user and password of an export or of connection data."""
-    return export.get("auth_username"), export.get("auth_password")
-
-
-def _free_path(book: Book) -> str:
-    """Return the first free name of a SCSI disk; sdaa follows sdz."""
-    taken = {device["path"] for device in book["devices"].values()}
-    number = 0
-    while (path := f"/dev/sd{_letters(number)}") in taken:
-        number += 1
-    return path
-
-
-def _letters(number: int) -> str:
-    text = ""
-    while number >= 0:
-        text = chr(ord("a") + number % 26) + text
-        number = number // 26 - 1
-    return text
-
-
-def _derived_identity(volume_id: str) -> str:
-    """Return the NAA that LIO would give: its vendor digits, then digits made from the volume's id."""
-    return "naa.6001405" + hashlib.sha256(volume_id.encode()).hexdigest()[:25]
-
-
-def _text_or_empty(path: Any) -> str:
-    """Return a guest's live XML; it may vanish while the book is read."""
-    try:
-        return str(path.read_text())
-    except FileNotFoundError:
-        return ""

@@ -62,6 +62,8 @@ CALLS = (
             "link",
             "unlink",
             "disconnect",
+            "read_header",
+            "format_encryption",
             "open_encryption",
             "close_encryption",
             "survey",

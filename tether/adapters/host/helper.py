@@ -50,6 +50,8 @@ def carry_out(request: Mapping[str, Any]) -> Any:
         "unlink": host.unlink,
         "disconnect": host.disconnect,
         "residue": host.residue,
+        "read_header": host.read_header,
+        "format_encryption": host.format_encryption,
         "open_encryption": host.open_encryption,
         "encryption_open": host.encryption_open,
         "close_encryption": host.close_encryption,
