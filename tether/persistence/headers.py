@@ -12,12 +12,12 @@ from tether.persistence.schema import jobs
 
 def noted(ledger: Ledger, job: Job) -> str:
     """Return how far a job has come with its volume's content, an earlier run of it included."""
-    return ledger.job(job.id).params.header
+    return ledger.params(job.id).header
 
 
 def note(ledger: Ledger, job: Job, header: str) -> None:
     """Make durable how far a job has come with its volume's content: ``format`` or ``open``, before it does so."""
-    ledger.set_params(job.id, replace(ledger.job(job.id).params, header=header))
+    ledger.set_params(job.id, replace(ledger.params(job.id), header=header))
 
 
 def first_use(ledger: Ledger, job: Job) -> Job | None:

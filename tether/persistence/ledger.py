@@ -25,7 +25,6 @@ OPEN = ("running", "blocked")
 #: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
 OWNER_NAMESPACE = uuid.UUID("5d0e7f0a-6f0c-5b57-9a39-6d3f5c0b8e11")
 
-
 #: Made once: every job is asked for by them.
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("id"))
 _BY_OPEN_VOLUME = sa.select(jobs).where(jobs.c.open_volume == sa.bindparam("volume"))
@@ -49,9 +48,8 @@ class Params:
         owner_mark: attachments carry the job's UUID as their owner.
         allow_nova: also on a server that Nova manages.
         format_luks: the operator gives up what an encrypted volume without a LUKS header holds.
-        header: how far an attach on the host data path has come with an encrypted volume's content: ``none``,
-            ``format`` (it was decided to format it), ``open`` (it was about to be opened); empty for every other job,
-            and for those of releases that did not keep it.
+        header: how far an attach by dm-crypt has come: ``none``, ``format`` (it was decided to format the volume),
+            ``open`` (it was about to be opened); empty for other jobs, and for those of releases without it.
     """
 
     device: str = ""
@@ -324,6 +322,13 @@ class Ledger:
         with self._database.read() as connection:
             row = connection.execute(query, given).mappings().first()
         return None if row is None else _job(row)
+
+    def params(self, job_id: str) -> Params:
+        """Return what a job has noted of its case by now, whatever its lease says while it is taken up again."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(jobs.c.params).where(jobs.c.id == job_id)).mappings().one()
+        with reading(f"job {job_id}"):
+            return typed(Params, parsed(row, "params"), PARAMS)
 
     def set_params(self, job_id: str, params: Params) -> None:
         """Replace what a job has noted of its case."""
