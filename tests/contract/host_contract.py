@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tether.adapters.cinder.model import Connection, Encryption
-from tether.adapters.host.model import Host, as_json, from_json, survey_as_json, survey_from_json
+from tether.adapters.host.model import Header, Host, as_json, from_json, survey_as_json, survey_from_json
 from tether.errors import FinalError
 from tether.sealed import Sealed
 
@@ -24,7 +24,8 @@ GIB = 1024**3
 
 class HostContract:
     """Subclasses bring the fixtures ``host``, ``exported`` (makes and exports a volume of 1 GiB whose LUKS
-    passphrase is PASSPHRASE), ``unexport``, and ``grow`` (gives the backend's volume a size in bytes)."""
+    passphrase is PASSPHRASE), ``blank`` (one without a header), ``unexport``, and ``grow`` (gives the backend's volume
+    a size in bytes)."""
 
     def test_identity_is_stable_and_complete(self, host: Host) -> None:
         identity = host.identity()
@@ -256,6 +257,44 @@ class HostContract:
         host.connect(volume_id, connection)
         with pytest.raises(FinalError, match="dm-crypt"):
             host.resize_encryption(volume_id, PASSPHRASE)
+
+    def test_a_header_is_told_and_never_overwritten(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        assert host.read_header(volume_id) is Header.LUKS
+        for _ in range(2):
+            with pytest.raises(FinalError, match=volume_id):
+                host.format_encryption(volume_id, LUKS, Sealed("another passphrase"))
+        opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        with pytest.raises(FinalError, match=volume_id):
+            host.format_encryption(volume_id, LUKS, PASSPHRASE)
+        assert host.open_encryption(volume_id, LUKS, PASSPHRASE) == opened
+
+    def test_what_has_no_header_is_formatted_only_when_told(self, host: Host, blank: Exported) -> None:
+        volume_id, connection = blank()
+        plain = host.connect(volume_id, connection)
+        assert host.read_header(volume_id) is Header.BLANK
+        with pytest.raises(FinalError, match="no LUKS header") as caught:
+            host.open_encryption(volume_id, LUKS, PASSPHRASE)
+        assert caught.value.hint
+        assert not host.encryption_open(volume_id)
+        assert host.read_header(volume_id) is Header.BLANK
+        host.format_encryption(volume_id, LUKS, PASSPHRASE)
+        assert host.read_header(volume_id) is Header.LUKS
+        assert host.find(volume_id) == plain
+        assert host.open_encryption(volume_id, LUKS, PASSPHRASE).path.endswith(f"/mapper/tether-{volume_id}")
+        host.close_encryption(volume_id)
+        host.disconnect(volume_id, connection)
+        assert host.residue(volume_id, connection) == []
+
+    def test_nothing_is_read_or_formatted_that_is_not_connected(self, host: Host, blank: Exported) -> None:
+        volume_id, connection = blank()
+        with pytest.raises(FinalError, match="not connected"):
+            host.read_header(volume_id)
+        with pytest.raises(FinalError, match="not connected"):
+            host.format_encryption(volume_id, LUKS, PASSPHRASE)
+        host.connect(volume_id, connection)
+        assert host.read_header(volume_id) is Header.BLANK
 
     def test_wrong_passphrase_is_final(self, host: Host, exported: Exported) -> None:
         volume_id, connection = exported()

@@ -33,6 +33,11 @@ def grow(pretend: PretendHost) -> Grow:
 
 
 @pytest.fixture
+def blank(pretend: PretendHost) -> Exported:
+    return lambda: pretend.exported(passphrase=None)
+
+
+@pytest.fixture
 def unexport(pretend: PretendHost) -> Unexport:
     return pretend.unexport
 

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from tether.adapters.cinder.model import Connection, Encryption
+from tether.adapters.host.model import Header
 from tether.errors import FinalError, NotFound, TetherError, UncertainError
 from tether.sealed import Sealed
 from tether.sim import script
-from tether.sim.host import SimHost, SimKeys, seed_host
+from tether.sim.host import SimHost, seed_host
+from tether.sim.keys import SimKeys
 from tether.sim.store import Store
 
 from .host_contract import GIB, LUKS, PASSPHRASE, Exported, Grow, HostContract, Unexport
@@ -79,6 +81,11 @@ def grow(store: Store) -> Grow:
             book["volumes"][volume_id]["size"] = size // GIB
 
     return make
+
+
+@pytest.fixture
+def blank(exported: Any) -> Exported:
+    return lambda: exported(content="blank")
 
 
 @pytest.fixture
@@ -295,3 +302,43 @@ def test_a_killed_runner_leaves_whole_books(host: SimHost, exported: Exported, s
         left = host.residue(volume_id, connection)
         assert len(left) in (0, 4)  # all of it or nothing: session, node record, disk, link
         assert (host.find(volume_id) is None) == (left == [])
+
+
+def test_a_device_that_cannot_be_read_is_neither_blank_nor_luks(host: SimHost, exported: Any) -> None:
+    volume_id, connection = exported(content="unreadable")
+    host.connect(volume_id, connection)
+    calls = (
+        lambda: host.read_header(volume_id),
+        lambda: host.format_encryption(volume_id, LUKS, PASSPHRASE),
+        lambda: host.open_encryption(volume_id, LUKS, PASSPHRASE),
+    )
+    for call in calls:
+        with pytest.raises(UncertainError, match="cannot be read"):
+            call()
+    assert not host.encryption_open(volume_id)
+
+
+def test_a_helper_that_is_killed_amid_a_format_leaves_half_a_header(
+    host: SimHost, exported: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume_id, connection = exported(content="blank")
+    host.connect(volume_id, connection)
+    killed = script.Scripted("host.format_encryption", "kill-helper")
+    monkeypatch.setattr(script, "take", lambda _store, call: killed if call == killed.call else None)
+    with pytest.raises(UncertainError):
+        host.format_encryption(volume_id, LUKS, PASSPHRASE)
+    monkeypatch.undo()
+    assert host.read_header(volume_id) is Header.HALF
+    host.format_encryption(volume_id, LUKS, PASSPHRASE)
+    assert host.open_encryption(volume_id, LUKS, PASSPHRASE)
+
+
+def test_a_late_format_comes_when_it_is_due(host: SimHost, exported: Any, store: Store, clock: ManualClock) -> None:
+    volume_id, connection = exported(content="blank")
+    host.connect(volume_id, connection)
+    scripted(store, "format_encryption", "late", seconds=5.0)
+    with pytest.raises(UncertainError):
+        host.format_encryption(volume_id, LUKS, PASSPHRASE)
+    assert host.read_header(volume_id) is Header.BLANK
+    clock.now += 5.0
+    assert host.read_header(volume_id) is Header.LUKS

@@ -14,6 +14,7 @@ from tests.fakes.host import PASSPHRASE, PASSWORD, PretendHost
 from tether.adapters.cinder.model import Connection, Encryption
 from tether.adapters.host.brick import BrickHost
 from tether.adapters.host.links import Links
+from tether.adapters.host.model import Header
 from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
 
@@ -208,50 +209,54 @@ def test_qemu_may_pass_through_the_folder_of_links(pretend: PretendHost) -> None
 # dm-crypt
 
 
-def test_a_blank_volume_is_formatted_at_its_first_use(pretend: PretendHost) -> None:
+def test_a_format_says_in_the_header_whose_it_is(pretend: PretendHost) -> None:
     volume_id, connection = pretend.exported(passphrase=None)
     pretend.host().connect(volume_id, connection)
-    pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
-    assert pretend.host().encryption_open(volume_id)
+    pretend.host().format_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
     formats = [line for line in pretend.calls() if "luksFormat" in line]
     assert len(formats) == 1
     assert f"--type luks1 --key-file=- --uuid {volume_id} --cipher aes-xts-plain64 --key-size 256" in formats[0]
 
 
-def test_what_is_neither_luks_nor_blank_is_never_formatted(pretend: PretendHost) -> None:
-    volume_id, connection = pretend.exported(passphrase=None)
-    device = pretend.host().connect(volume_id, connection)
-    Path(device.path).write_bytes(b"\0" * (16 * 1024 * 1024 - 1) + b"x")
-    with pytest.raises(FinalError, match="neither LUKS nor blank"):
-        pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
-    assert not [line for line in pretend.calls() if "luksFormat" in line]
-
-
 @pytest.mark.parametrize("ours", [True, False])
-def test_only_our_own_interrupted_format_is_repeated(ours: bool, pretend: PretendHost) -> None:
+def test_a_header_without_a_key_is_half_a_header_only_if_it_names_the_volume(ours: bool, pretend: PretendHost) -> None:
     volume_id, connection = pretend.exported(passphrase=None)
     disk = Path(pretend.host().connect(volume_id, connection).path).name
     header = {"uuid": volume_id if ours else "another", "key": None}
     (pretend.root / "headers" / disk).write_text(json.dumps(header))
-    if ours:
-        pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
-    else:
-        with pytest.raises(FinalError, match="No usable keyslot"):
-            pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
-    assert bool([line for line in pretend.calls() if "luksFormat" in line]) == ours
-
-
-def test_a_device_that_cannot_be_read_is_uncertain_and_not_formatted(pretend: PretendHost) -> None:
-    volume_id, connection = pretend.exported(passphrase=None)
-    device = pretend.host().connect(volume_id, connection)
-    Path(device.link).unlink()
-    Path(device.link).symlink_to(pretend.root / "dev/mapper/alias")
-    add = pretend.root / "sys/class/block/dm-9/dm"
-    add.mkdir(parents=True)
-    (add / "name").write_text("alias\n")
-    with pytest.raises(UncertainError, match="exit status 4"):
+    assert pretend.host().read_header(volume_id) is (Header.HALF if ours else Header.LUKS)
+    with pytest.raises(FinalError, match="it is half" if ours else "No usable keyslot"):
         pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
     assert not [line for line in pretend.calls() if "luksFormat" in line]
+
+
+def test_a_device_that_something_uses_is_not_formatted(pretend: PretendHost) -> None:
+    volume_id, connection = pretend.exported(passphrase=None)
+    disk = Path(pretend.host().connect(volume_id, connection).path).name
+    (pretend.root / "sys/class/block" / disk / "holders/dm-7").write_text("")
+    with pytest.raises(FinalError, match="not formatted: its device is open: device dm-7"):
+        pretend.host().format_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
+    assert not [line for line in pretend.calls() if "luksFormat" in line]
+
+
+def test_a_device_that_cannot_be_read_whole_is_not_formatted(pretend: PretendHost) -> None:
+    volume_id, connection = pretend.exported(passphrase=None)
+    path = Path(pretend.host().connect(volume_id, connection).path)
+    with path.open("r+b") as device:
+        device.truncate(16 * 1024 * 1024 - 1)
+    for call in (pretend.host().format_encryption, pretend.host().open_encryption):
+        with pytest.raises(UncertainError, match="cannot be read"):
+            call(volume_id, LUKS, Sealed(PASSPHRASE))
+    assert not [line for line in pretend.calls() if "cryptsetup" in line]
+
+
+def test_a_mapping_that_another_header_opened_is_refused(pretend: PretendHost) -> None:
+    volume_id, connection = pretend.exported()
+    disk = Path(pretend.host().connect(volume_id, connection).path).name
+    pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
+    (pretend.root / "headers" / disk).write_text(json.dumps({"uuid": "another", "key": PASSPHRASE}))
+    with pytest.raises(FinalError, match="not over the device"):
+        pretend.host().open_encryption(volume_id, LUKS, Sealed(PASSPHRASE))
 
 
 def test_a_refusal_that_left_the_mapping_open_is_uncertain(pretend: PretendHost) -> None:

@@ -90,6 +90,12 @@ class Attach(Ask):
             choices=("auto", "attachments", "legacy"),
             help="of Cinder's API; default: auto",
         )
+        parser.add_argument(
+            "--format-luks",
+            action="store_true",
+            help="format an encrypted volume that has no LUKS header, even if it is not provably new: what it holds is"
+            " lost",
+        )
         return parser
 
     def request(self, parsed_args: argparse.Namespace) -> Request:
@@ -101,6 +107,7 @@ class Attach(Ask):
             bus=parsed_args.bus,
             mode=parsed_args.mode,
             dialect=parsed_args.dialect,
+            format_luks=parsed_args.format_luks,
         )
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tether.cli.base import Lister, ShowOne, moment
 
 if TYPE_CHECKING:
-    from tether.persistence.ledger import Damaged, MappingRow
+    from tether.persistence.intact import Damaged
+    from tether.persistence.ledger import MappingRow
     from tether.runner.world import Books
 
 COLUMNS = (

@@ -8,7 +8,7 @@ from itertools import pairwise
 from taskflow.patterns import graph_flow
 
 from tether.persistence.ledger import Params
-from tether.tasks import guest, host, legacy, mapping, volume
+from tether.tasks import encryption, guest, host, legacy, mapping, volume
 from tether.tasks.step import Step
 
 
@@ -29,7 +29,7 @@ def steps(params: Params) -> tuple[list[type[Step]], list[type[Step]]]:
         volume.ReserveVolume if modern else legacy.LegacyReserve,
         volume.ExportVolume if modern else legacy.LegacyExport,
         *([host.ConnectHost, host.VerifyDevice] if on_host else []),
-        *([host.OpenEncryption] if on_host and params.encrypted else []),
+        *([encryption.OpenEncryption] if on_host and params.encrypted else []),
         guest.DefineSecret,
         guest.PlugPersistent,
         guest.PlugLive,

@@ -130,7 +130,11 @@ def _host(case: Case) -> dict[str, tuple[str, ...]]:
         "read-connector": ("/etc/iscsi/initiatorname.iscsi",) if network else ("os-brick: get_connector_properties",),
         "connect-host": ("os-brick: connect_volume", f"ln -s <device> {case.link}"),
         "verify-device": (f"size and identity of {case.link}",),
-        "open-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
+        "open-encryption": (
+            "cryptsetup luksFormat <device>, if the volume is provably new",
+            f"cryptsetup open <device> {crypt}",
+            f"ln -s /dev/mapper/{crypt} {case.link}",
+        ),
         "extend-device": ("os-brick: extend_volume",),
         "resize-encryption": (f"cryptsetup resize {crypt}",),
         "close-encryption": (f"cryptsetup close {crypt}",),

@@ -20,6 +20,8 @@ OTHERS = {
     "commit.job.end": "a job's end, with its lease given up",
     "commit.job.leave": "a run is interrupted, and its job left to be resumed",
     "commit.job.renew": "a lease is taken anew that has lapsed, while the machine slept",
+    "commit.header.format": "it is decided to format an encrypted volume",
+    "commit.header.open": "an encrypted volume is about to be opened",
     "commit.prune": "a batch of ended jobs is deleted",
     "commit.upgrade": "the schema is made",
     "key.create": "the first key is written",
@@ -34,7 +36,7 @@ OTHERS = {
 }
 
 #: Calls that change nothing.
-READS = ("show_", "list_", "find", "survey", "device_at")
+READS = ("show_", "list_", "read_", "find", "survey", "device_at")
 #: Made only by an abort that finds a reserve stored and an export that was never begun. The two are one commit, unless
 #: a second passes between them (a machine that sleeps, say).
 RARE = ("cinder.unreserve",)
@@ -57,7 +59,7 @@ _BELIEVED = (
 _CALLS = {
     faults.TOKEN: ("blind",),
     "guest.unplug_live": (*_CALL, "refuse", "ignore"),
-    **{f"host.{verb}": (*_CALL, "kill-helper") for verb in ("connect", "disconnect")},
+    **{f"host.{verb}": (*_CALL, "kill-helper") for verb in ("connect", "disconnect", "format_encryption")},
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from tether.errors import OperatorNeeded
 from tether.persistence.schema import jobs, mappings
 
 T = TypeVar("T")
+#: Is told of a row that cannot be read.
+Damaged = Callable[[OperatorNeeded], None]
 
 #: Times are seconds from the epoch to the end of the year 9999, beyond which none can be shown.
 LATEST = 253_402_300_799.0
@@ -29,6 +31,8 @@ LONGEST_WAIT = 3 * 86_400.0
 LARGEST = 2**31 - 1
 #: What a row may say where another word would make another flow, which leaves things behind.
 CHOICES = {"mode": ("rw", "ro"), "dialect": ("attachments", "legacy"), "data_path": ("host", "network")}
+#: The same of what was asked for, and noted of it.
+PARAMS = CHOICES | {"header": ("", "none", "format", "open")}
 
 _KINDS: dict[type, type | tuple[type, ...]] = {str: str, bool: bool, int: int, float: (int, float)}
 
@@ -76,6 +80,23 @@ def _columns(table: sa.Table) -> list[tuple[str, Any, bool, bool]]:
     """Return of every column its name, what Python has for its type, whether it may be null or is a time."""
     kinds = [(column, column.type.python_type) for column in table.columns]
     return [(column.name, _KINDS[kind], bool(column.nullable), kind is float) for column, kind in kinds]
+
+
+def legible(read: Callable[[Any], T], rows: Iterable[Any], damaged: Damaged | None) -> list[T]:
+    """Return the rows as ``read`` makes them; without those that are damaged, if somebody is told of them.
+
+    Raises:
+        OperatorNeeded: one is damaged, and nobody is to be told.
+    """
+    found = []
+    for row in rows:
+        try:
+            found.append(read(row))
+        except OperatorNeeded as error:
+            if damaged is None:
+                raise
+            damaged(error)
+    return found
 
 
 def check_job(row: Mapping[Any, Any], *, is_open: bool) -> dict[str, Any]:

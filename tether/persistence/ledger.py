@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 
 from tether.clock import Clock
-from tether.errors import ConflictError, HeldError, LostLease, NotFound, OperatorNeeded, UsageError
+from tether.errors import ConflictError, HeldError, LostLease, NotFound, UsageError
 from tether.persistence.database import Database, IntegrityError
-from tether.persistence.intact import CHOICES, check_job, check_mapping, intact, parsed, reading, typed
+from tether.persistence.intact import PARAMS, Damaged, check_job, check_mapping, intact, legible, parsed, reading, typed
 from tether.persistence.journal import Lease, fence
 from tether.persistence.owner import Owner
 from tether.persistence.schema import connections, jobs, mappings, secrets
 
-T = TypeVar("T")
-#: Is told of a row that cannot be read.
-Damaged = Callable[[OperatorNeeded], None]
 #: Job states in which the job is not finished: it holds its volume.
 OPEN = ("running", "blocked")
 #: Attachments carry, as their instance, a UUID of this namespace and the job: tether's owner mark.
@@ -51,6 +48,9 @@ class Params:
         owner_mark: attachments carry the job's UUID as their owner.
         allow_nova: also on a server that Nova manages.
         size: what an extend makes the volume, in GiB.
+        format_luks: the operator gives up what an encrypted volume without a LUKS header holds.
+        header: how far an attach by dm-crypt has come: ``none``, ``format`` (it was decided to format the volume),
+            ``open`` (it was about to be opened); empty for other jobs, and for those of releases without it.
     """
 
     device: str = ""
@@ -63,6 +63,8 @@ class Params:
     owner_mark: bool = True
     allow_nova: bool = False
     size: int = 0
+    format_luks: bool = False
+    header: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +295,7 @@ class Ledger:
             query = query.order_by(jobs.c.created_at.desc()).limit(limit)
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
-        found = _readable(_job, rows, damaged)
+        found = legible(_job, rows, damaged)
         return sorted(found, key=lambda job: job.created_at, reverse=True)[:limit]
 
     def open_job(self, volume_id: str) -> Job | None:
@@ -323,6 +325,18 @@ class Ledger:
             row = connection.execute(query, given).mappings().first()
         return None if row is None else _job(row)
 
+    def params(self, job_id: str) -> Params:
+        """Return what a job has noted of its case by now, whatever its lease says while it is taken up again."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(jobs.c.params).where(jobs.c.id == job_id)).mappings().one()
+        with reading(f"job {job_id}"):
+            return typed(Params, parsed(row, "params"), PARAMS)
+
+    def set_params(self, job_id: str, params: Params) -> None:
+        """Replace what a job has noted of its case."""
+        with self._write() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(params=json.dumps(asdict(params))))
+
     def ask(self, job_id: str, what: str) -> None:
         """Ask the runner of a job for something: it looks for it once a second, and before each step."""
         with self._database.write() as connection:
@@ -338,7 +352,8 @@ class Ledger:
             ConflictError: the pair, the target name or the address is taken.
         """
         now = self._clock.time()
-        values = asdict(row) | {"address": _address(row.address), "created_at": now, "updated_at": now}
+        address = json.dumps(dict(row.address), sort_keys=True)
+        values = asdict(row) | {"address": address, "created_at": now, "updated_at": now}
         try:
             with self._write() as connection:
                 connection.execute(sa.insert(mappings).values(**values))
@@ -371,7 +386,7 @@ class Ledger:
             query = query.where(column == value) if value else query
         with self._database.read() as connection:
             rows = connection.execute(query).mappings().all()
-        return _readable(_mapping, rows, damaged)
+        return legible(_mapping, rows, damaged)
 
     def update_mapping(self, volume_id: str, server_id: str, **values: Any) -> None:
         """Change some of a mapping's columns."""
@@ -446,22 +461,6 @@ def _device(machine_id: str, volume_id: str) -> tuple[Any, ...]:
     return connections.c.machine_id == machine_id, connections.c.volume_id == volume_id
 
 
-def _readable(read: Callable[[Any], T], rows: Iterable[Any], damaged: Damaged | None) -> list[T]:
-    found = []
-    for row in rows:
-        try:
-            found.append(read(row))
-        except OperatorNeeded as error:
-            if damaged is None:
-                raise
-            damaged(error)
-    return found
-
-
-def _address(address: Mapping[str, str]) -> str:
-    return json.dumps(dict(address), sort_keys=True)
-
-
 #: Fields of a job whose columns are JSON; with ``open_volume`` they are what differs between the two.
 _JSON = ("params", "place", "error", "quiet_at", "runner", "settled")
 
@@ -484,7 +483,7 @@ def _job(row: Mapping[Any, Any]) -> Job:
         return Job(
             **{name: row[name] for name in Job.__slots__ if name not in _JSON},
             **told,
-            params=typed(Params, parsed(row, "params"), CHOICES),
+            params=typed(Params, parsed(row, "params"), PARAMS),
             place=typed(Place, parsed(row, "place")),
             runner=Owner.load(row["runner"]) if row["runner"] else None,
         )

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from tether import faults
 from tether.persistence.database import Database
+from tether.persistence.headers import remembers
 from tether.persistence.schema import flows, jobs, mappings, secrets
 
 #: Jobs that are forgotten in one transaction: few enough that a runner which writes meanwhile hardly waits.
@@ -18,11 +19,17 @@ def prune(database: Database, before: float, batch: int = BATCH) -> Iterator[int
     """Delete what ended before a moment, in bounded transactions; yield how many jobs each has deleted.
 
     The attach job of a mapping stays for as long as the volume is attached: its mapping and a repeated attach name it.
+    Of an encrypted volume the last job stays that may have had it opened: a volume that was open once is never taken
+    for a new one, which may be formatted.
     May be interrupted and repeated at any point.
 
     Args:
         before: seconds since the epoch.
     """
+    later = jobs.alias()
+    kept = remembers(jobs) & ~sa.exists().where(
+        later.c.volume_id == jobs.c.volume_id, later.c.created_at > jobs.c.created_at, remembers(later)
+    )
     mapped = sa.exists().where(mappings.c.job_id == jobs.c.id)
     last = (0.0, "")
     while True:
@@ -30,7 +37,7 @@ def prune(database: Database, before: float, batch: int = BATCH) -> Iterator[int
             sa.select(jobs.c.created_at, jobs.c.id)
             # A job ends after it was made, so that the index by creation serves; none is looked at twice.
             .where(sa.tuple_(jobs.c.created_at, jobs.c.id) > last, jobs.c.created_at < before)
-            .where(jobs.c.finished_at < before, ~mapped)
+            .where(jobs.c.finished_at < before, ~mapped, ~kept)
             .order_by(jobs.c.created_at, jobs.c.id)
             .limit(batch)
         )

@@ -31,6 +31,7 @@ class Request:
         key: the caller's idempotency key (``--request-id``), or empty.
         join: wait for another job about the same thing, instead of exit code 5.
         allow_nova: also on a server that Nova manages.
+        format_luks: format an encrypted volume that has no LUKS header, whatever it holds.
     """
 
     volume: str
@@ -42,6 +43,7 @@ class Request:
     key: str = ""
     join: bool = True
     allow_nova: bool = False
+    format_luks: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,10 @@ def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Ser
     """Return a new job for a request, unless what it asks for is done."""
     ledger, kind, request, job_id = runner.tools.ledger, asked.kind, asked.request, asked.job_id
     if kind == "attach" and mapping is not None:
-        compare(mapping, volume, server, request)
+        compare(mapping, volume, server, replace(request, format_luks=False))
         check_attached(mapping, volume, server)
+        if request.format_luks:
+            LOG.warning("--format-luks is ignored: volume %s is attached, so it has its header", volume.name)
     if (mapping is None) == (kind == "detach"):
         done = already_detached(runner.tools, volume, server) if mapping is None else ledger.job_of(mapping)
         return Accepted(done, new=False)
@@ -174,7 +178,10 @@ def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Reque
         encrypted=volume.encrypted,
         multiattach=volume.multiattach,
         owner_mark=attach_marked(tools) and dialect == "attachments",
+        format_luks=request.format_luks,
+        header="none" if volume.encrypted and settings.data_path == "host" else "",
     )
+    _check_format(params, volume)
     _check_device(tools.ledger.list_mappings(server_id=server.uuid), params, server)
     return params
 
@@ -217,6 +224,17 @@ def adopt_params(tools: Toolbox, volume: Volume, server: Server) -> Params:
         multiattach=volume.multiattach,
         owner_mark=bool(found.row.owner),
     )
+
+
+def _check_format(params: Params, volume: Volume) -> None:
+    """Raise UsageError if there is nothing on this volume that could be formatted on this host."""
+    if params.format_luks and not params.header:
+        why = "is reached by QEMU itself (data_path = network)" if volume.encrypted else "is not encrypted"
+        raise UsageError(
+            f"volume {volume.name or volume.id} {why}, so --format-luks has nothing to format",
+            resource=f"volume {volume.id}",
+            hint="leave --format-luks out",
+        )
 
 
 def _check_device(mappings: list[MappingRow], params: Params, server: Server) -> None:
@@ -303,9 +321,11 @@ def _difference(request: Request, params: Params) -> tuple[str, str, str] | None
         "bus": request.bus,
         "mode": request.mode,
         "dialect": request.dialect if request.dialect != "auto" else "",
+        "format_luks": "yes" if request.format_luks else "",
     }
     for name, value in asked.items():
         has = getattr(params, name)
+        has = ("yes" if has else "no") if isinstance(has, bool) else has
         if value and value != has:
             return name, has, value
     return None
@@ -316,9 +336,15 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
     kind, request = asked.kind, asked.request
     same = running.kind == kind and running.server_id == server.uuid
     if same and kind == "attach":
+        if request.format_luks and not running.params.format_luks:
+            raise ConflictError(
+                f"job {running.id} attaches volume {running.volume_name} without --format-luks",
+                resource=f"job {running.id}",
+                hint=f"wait until it has ended: tether job show {running.id}",
+            )
         mapping = runner.tools.ledger.mapping_of_job(running.id)
         if mapping is not None:
-            compare(mapping, volume, server, request)
+            compare(mapping, volume, server, replace(request, format_luks=False))
     live = runner.is_live(running)
     if same and live and request.join:
         return Accepted(running, new=False)

@@ -107,7 +107,8 @@ def _embedded(settings: Settings, directory: Path, request_id: str) -> tuple[Cin
     from tether.adapters.cinder.session import open_cinder
     from tether.sim.cinder.transport import SimTransport
     from tether.sim.guest import SimGuest
-    from tether.sim.host import SimHost, SimKeys
+    from tether.sim.host import SimHost
+    from tether.sim.keys import SimKeys
     from tether.sim.store import Store
 
     store = Store(directory)

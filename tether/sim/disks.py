@@ -1,9 +1,12 @@
-"""How the embedded world's machine names its disks, what they report of themselves, and how large dm-crypt is."""
+"""How the embedded world's machine names its disks, what they report and hold, and how large dm-crypt is."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any
+
+from tether.adapters.host.model import Header
+from tether.errors import FinalError, UncertainError
 
 Book = dict[str, Any]
 
@@ -25,6 +28,37 @@ def grow(book: Book, volume_id: str, size: int) -> None:
     if size > device["size"] and crypt is not None:
         crypt["size"] = before
     device["size"] = size
+
+
+def header(book: Book, volume_id: str, row: dict[str, Any]) -> Header:
+    """Return what a connected volume holds.
+
+    Args:
+        row: Cinder's, with the ``content`` that a test has given it.
+
+    Raises:
+        UncertainError: its device cannot be read.
+    """
+    content = book.get("headers", {}).get(volume_id) or row.get("content", Header.LUKS)
+    if content == "unreadable":
+        path = book["devices"][volume_id]["path"]
+        raise UncertainError(
+            f"{path} of volume {volume_id} cannot be read: Input/output error; whether it is LUKS or blank is not"
+            " known, so it is not formatted",
+            resource=f"volume {volume_id}",
+            hint="see the kernel's log for errors of the device; once it can be read, attach the volume again",
+        )
+    return Header(content)
+
+
+def check_luks(volume_id: str, found: Header) -> None:
+    """Raise FinalError if a volume holds anything but a whole LUKS header, so that dm-crypt cannot open it."""
+    if found is not Header.LUKS:
+        raise FinalError(
+            f"volume {volume_id} has no LUKS header (it is {found})",
+            resource=f"volume {volume_id}",
+            hint="a new attach tells whether it may be formatted",
+        )
 
 
 def free_path(book: Book) -> str:

@@ -6,13 +6,15 @@ The book ``host``::
     devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
     links      volume id -> what tether's link points to
     crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping; size while it is behind its device
+    headers    volume id -> what this host has written onto the volume: `luks`, or `half` of it
     sessions   volume id -> sessions without a device: what a kill inside os-brick leaves, put there by a test
     maps       volume id -> the name of a multipath map, put there by a test
     pending    calls that were answered with a time-out and are carried out at `due`
 
 Of the book ``cinder`` it reads ``exports`` (volume id -> target_iqn, auth_username, auth_password), ``keys``
 and of ``volumes`` the size in GiB, ``wwn`` or ``identity`` (what the disk reports), and what a test may add:
-``device_size`` in bytes (a wrong device) and ``identities_differ``.
+``device_size`` in bytes (a wrong device), ``identities_differ`` and ``content``: what the volume holds until this host
+writes a header: ``blank``, ``luks`` (of a volume that does not say), ``half``, ``other`` or ``unreadable``.
 
 Nothing is made outside the world's directory, and no link or device file exists; the paths are those that
 a real host would have.
@@ -33,12 +35,12 @@ from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import fabrics, wwid
-from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
+from tether.adapters.host.model import Device, Header, Holding, HostIdentity, HostSurvey
 from tether.clock import Clock, SystemClock
-from tether.errors import FinalError, NotFound, UncertainError
+from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
-from tether.sim import script
-from tether.sim.disks import derived_identity, free_path, grow, text_or_empty, usable
+from tether.sim import exports, script
+from tether.sim.disks import check_luks, derived_identity, free_path, grow, header, text_or_empty, usable
 from tether.sim.store import Store
 
 LOG = logging.getLogger(__name__)
@@ -121,14 +123,14 @@ class SimHost:
                 hint="use a volume type of another backend; rbd volumes are network disks",
             )
         iqn = str(data.get("target_iqn", ""))
-        login = _login_of(data)
+        login = exports.login_of(data)
         portals = data.get("target_portals") or [data.get("target_portal", "")]
 
         def effect(book: Book) -> None:
             self._log_in(book, volume_id, iqn, [str(portal) for portal in portals], login)
 
         # The credentials are judged now: they are never written down for later.
-        refused = login != _login_of(_export(self._store.read("cinder"), iqn)[1])
+        refused = login != exports.login_of(exports.export(self._store.read("cinder"), iqn)[1])
         pending = None if refused else {"verb": "connect", "volume_id": volume_id, "iqn": iqn, "portals": portals}
         self._perform("host.connect", volume_id, pending, effect)
         return self._present(self._read(), volume_id)
@@ -223,6 +225,27 @@ class SimHost:
         pending = {"verb": "resize_encryption", "volume_id": volume_id}
         self._perform("host.resize_encryption", volume_id, pending, lambda book: self._resize_crypt(book, volume_id))
 
+    def read_header(self, volume_id: str) -> Header:
+        found: list[Header] = []
+        self._perform("host.read_header", volume_id, None, lambda book: found.append(self._header(book, volume_id)))
+        return found[0]
+
+    def format_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> None:
+        def effect(book: Book) -> None:
+            if volume_id in book["crypt"] or self._header(book, volume_id) is Header.LUKS:
+                raise FinalError(
+                    f"volume {volume_id} is not formatted: it is LUKS already",
+                    resource=f"volume {volume_id}",
+                    hint="attach it as it is",
+                )
+            book.setdefault("headers", {})[volume_id] = Header.LUKS
+
+        def half(book: Book) -> None:
+            book.setdefault("headers", {})[volume_id] = Header.HALF
+
+        pending = {"verb": "format_encryption", "volume_id": volume_id}
+        self._perform("host.format_encryption", volume_id, pending, effect, cut_off=half)
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
         known = self._store.read("cinder").get("keys", {}).get(encryption.key_id)
 
@@ -248,12 +271,18 @@ class SimHost:
         self._perform("host.close_encryption", volume_id, pending, lambda book: self._close_crypt(book, volume_id))
 
     def _perform(
-        self, call: str, volume_id: str, pending: dict[str, Any] | None, effect: Callable[[Book], None]
+        self,
+        call: str,
+        volume_id: str,
+        pending: dict[str, Any] | None,
+        effect: Callable[[Book], None],
+        cut_off: Callable[[Book], None] | None = None,
     ) -> None:
         """Carry out one verb as one locked change, or fail as the script says.
 
         Args:
             pending: what a late call leaves in the book, without secrets; None if it will have no effect.
+            cut_off: what is there if the helper is killed amid its work; by default all of it.
         """
         scripted = script.take(self._store, call)
         action = scripted.action if scripted else ""
@@ -275,7 +304,7 @@ class SimHost:
         if action == "not-done":
             return
         if action == "kill-helper":
-            self._lose_helper(lambda: self._change(effect))
+            self._lose_helper(lambda: self._change(cut_off or effect))
             raise _no_answer(call, volume_id)
         try:
             self._change(effect)
@@ -328,6 +357,8 @@ class SimHost:
                     self._extend(book, volume_id)
                 elif item["verb"] == "resize_encryption":
                     self._resize_crypt(book, volume_id)
+                elif item["verb"] == "format_encryption":
+                    book.setdefault("headers", {})[volume_id] = Header.LUKS
                 elif item["verb"] == "open_encryption":
                     self._open_crypt(book, volume_id)
                 else:
@@ -340,7 +371,7 @@ class SimHost:
         self, book: Book, volume_id: str, iqn: str, portals: list[str], login: tuple[object, object] | None
     ) -> None:
         cinder = self._store.read("cinder")
-        exported, export = _export(cinder, iqn)
+        exported, export = exports.export(cinder, iqn)
         resource = f"volume {volume_id}"
         if not exported:
             raise FinalError(
@@ -348,7 +379,7 @@ class SimHost:
                 resource=resource,
                 hint="check that Cinder still exports the volume: openstack volume attachment list",
             )
-        if login is not None and login != _login_of(export):
+        if login is not None and login != exports.login_of(export):
             raise FinalError(
                 f"volume {volume_id} cannot be connected: login to {iqn} failed: authorization failure",
                 resource=resource,
@@ -397,6 +428,10 @@ class SimHost:
             )
         book["crypt"][volume_id].pop("size", None)
 
+    def _header(self, book: Book, volume_id: str) -> Header:
+        self._connected(book, volume_id, "its header cannot be read")
+        return header(book, volume_id, self._store.read("cinder")["volumes"].get(volume_id, {}))
+
     def _connected(self, book: Book, volume_id: str, so: str) -> None:
         if volume_id not in book["devices"]:
             raise FinalError(
@@ -407,6 +442,7 @@ class SimHost:
 
     def _open_crypt(self, book: Book, volume_id: str) -> None:
         self._connected(book, volume_id, "its encryption cannot be opened")
+        check_luks(volume_id, self._header(book, volume_id))
         name = mapping_name(volume_id)
         book["crypt"][volume_id] = {"name": name, "uuid": f"CRYPT-LUKS1-{volume_id.replace('-', '')}-{name}"}
         book["links"][volume_id] = f"/dev/mapper/{name}"
@@ -452,27 +488,6 @@ class SimHost:
         return str(self._run_dir / "volumes" / volume_id)
 
 
-class SimKeys:
-    """The simulated key manager: the ``keys`` of the book ``cinder``, key id -> passphrase.
-
-    Args:
-        store: the world's books.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def passphrase(self, encryption: Encryption) -> Sealed[str]:
-        known = self._store.read("cinder").get("keys", {})
-        if encryption.key_id not in known:
-            raise NotFound(
-                f"the key manager has no key {encryption.key_id}",
-                resource=f"key {encryption.key_id}",
-                hint="check the volume's encryption: openstack volume show",
-            )
-        return Sealed(str(known[encryption.key_id]))
-
-
 def _no_answer(call: str, volume_id: str) -> UncertainError:
     return UncertainError(
         f"{_subject(call, volume_id)} did not answer in time",
@@ -483,14 +498,3 @@ def _no_answer(call: str, volume_id: str) -> UncertainError:
 
 def _subject(call: str, volume_id: str) -> str:
     return f"{call} of volume {volume_id}" if volume_id else call
-
-
-def _export(cinder: Book, iqn: str) -> tuple[str, dict[str, Any]]:
-    """Return the volume that is exported under this name, and its export; empty if there is none."""
-    exports: dict[str, dict[str, Any]] = cinder.get("exports", {})
-    return next(((volume_id, item) for volume_id, item in exports.items() if item["target_iqn"] == iqn), ("", {}))
-
-
-def _login_of(export: dict[str, Any]) -> tuple[object, object]:
-    """Return the CHAP user and password of an export or of connection data."""
-    return export.get("auth_username"), export.get("auth_password")

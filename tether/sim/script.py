@@ -65,6 +65,8 @@ CALLS = (
             "disconnect",
             "extend",
             "resize_encryption",
+            "read_header",
+            "format_encryption",
             "open_encryption",
             "close_encryption",
             "survey",

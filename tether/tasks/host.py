@@ -208,34 +208,6 @@ def mismatch(volume: Volume, device: Device, expected: str) -> str:
     return ""
 
 
-class OpenEncryption(Step):
-    """Open dm-crypt over the device; the link then leads to the decrypted one.
-
-    Effect: a dm-crypt mapping named after the volume. Key: its name and UUID. May be repeated.
-    Compensation: close it.
-    Uncertain: time limit, killed helper: repeat.
-    Crash windows: before, inside and after the open.
-    """
-
-    code = "open-encryption/1"
-    gives = "opened"
-    book = "host"
-    repeatable = True
-
-    def act(self, device: Device) -> Device:
-        if device.kind == "network":
-            return device
-        encryption = self.tools.cinder.show_encryption(self.job.volume_id)
-        if encryption is None or encryption.control_location != "front-end":
-            return device
-        passphrase = self.tools.keys.passphrase(encryption)
-        return self.tools.host.open_encryption(self.job.volume_id, encryption, passphrase)
-
-    def undo(self, device: Device) -> None:
-        if device.kind != "network":
-            close_encryption(self.run)
-
-
 def close_encryption(run: Run) -> None:
     """Close dm-crypt and prove it, unless another mapping of this host uses it."""
     if is_shared(run, "host"):

@@ -57,6 +57,8 @@ class Volume:
         service_uuid: the lock name for shared targets; from 3.48.
         attached_to: (server or instance UUID, attachment id) of every *attached* row; reserved and
             attaching rows are not in a volume's body.
+        origin: what its content was made from, as people would say it (``snapshot …``, ``an image``); empty for a
+            volume that was made empty.
     """
 
     id: str
@@ -72,6 +74,7 @@ class Volume:
     shared_targets: bool | None = None
     service_uuid: str = ""
     attached_to: Sequence[tuple[str, str]] = ()
+    origin: str = ""
 
     @property
     def readonly(self) -> bool:

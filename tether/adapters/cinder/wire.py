@@ -43,7 +43,18 @@ def volume(body: Mapping[str, Any]) -> Volume:
         attached_to=tuple(
             (_text(row.get("server_id")), _text(row.get("attachment_id"))) for row in body.get("attachments") or ()
         ),
+        origin=_origin(body),
     )
+
+
+def _origin(body: Mapping[str, Any]) -> str:
+    """Return what a volume's content was made from; empty for a volume that was made empty."""
+    for key, what in (("snapshot_id", "snapshot"), ("source_volid", "volume"), ("backup_id", "backup")):
+        if body.get(key):
+            return f"{what} {_text(body[key])}"
+    if body.get("volume_image_metadata") or body.get("bootable") in ("true", True):
+        return "an image"
+    return ""
 
 
 def listed_volume(body: Mapping[str, Any]) -> ListedVolume:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import errors, helper, process, wwid
-from tether.adapters.host.model import Device, HostIdentity, HostSurvey, from_json, survey_from_json
+from tether.adapters.host.model import Device, Header, HostIdentity, HostSurvey, from_json, survey_from_json
 from tether.adapters.host.network import NetworkHost
 from tether.adapters.host.places import Places, own_initiator, read_identity
 from tether.errors import ConfigError, FinalError, UncertainError
@@ -95,22 +95,16 @@ class BrickHost:
     def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
         self._ask("resize_encryption", volume_id=volume_id, passphrase=passphrase.open())
 
+    def read_header(self, volume_id: str) -> Header:
+        return Header(self._ask("read_header", volume_id=volume_id))
+
+    def format_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> None:
+        self._ask("format_encryption", volume_id=volume_id, **_cipher(volume_id, encryption, passphrase))
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
-        if encryption.control_location != "front-end":
-            raise FinalError(
-                f"volume {volume_id} is encrypted by its backend, so there is nothing to open here",
-                resource=f"volume {volume_id}",
-                hint="attach it as it is",
-            )
-        answer = self._ask(
-            "open_encryption",
-            volume_id=volume_id,
-            provider=encryption.provider,
-            cipher=encryption.cipher,
-            key_size=encryption.key_size,
-            passphrase=passphrase.open(),
+        return from_json(
+            self._ask("open_encryption", volume_id=volume_id, **_cipher(volume_id, encryption, passphrase))
         )
-        return from_json(answer)
 
     def encryption_open(self, volume_id: str) -> bool:
         return bool(self._ask("encryption_open", volume_id=volume_id))
@@ -167,6 +161,26 @@ def _environment() -> dict[str, str]:
     package = sys.modules["tether"].__file__ or ""
     paths = [os.environ.get("PYTHONPATH", ""), str(Path(package).parents[1])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _cipher(volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> dict[str, Any]:
+    """Return what the helper needs to know of an encryption.
+
+    Raises:
+        FinalError: it is the backend's.
+    """
+    if encryption.control_location != "front-end":
+        raise FinalError(
+            f"volume {volume_id} is encrypted by its backend, so there is nothing to open here",
+            resource=f"volume {volume_id}",
+            hint="attach it as it is",
+        )
+    return {
+        "provider": encryption.provider,
+        "cipher": encryption.cipher,
+        "key_size": encryption.key_size,
+        "passphrase": passphrase.open(),
+    }
 
 
 def _reach(connection: Connection) -> dict[str, Any]:

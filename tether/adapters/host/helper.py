@@ -53,6 +53,8 @@ def carry_out(request: Mapping[str, Any]) -> Any:
         "extend": host.extend,
         "usable_size": host.usable_size,
         "resize_encryption": host.resize_encryption,
+        "read_header": host.read_header,
+        "format_encryption": host.format_encryption,
         "open_encryption": host.open_encryption,
         "encryption_open": host.encryption_open,
         "close_encryption": host.close_encryption,

@@ -189,18 +189,45 @@ class LocalHost:
             )
         crypt.resize_mapping(volume_id, passphrase)
 
+    def read_header(self, volume_id: str) -> str:
+        """Return what the beginning of the volume's own device holds."""
+        return crypt.read_header(
+            volume_id, str(Path(self._places.dev) / self._own_block(volume_id, "its header cannot be read"))
+        )
+
+    def format_encryption(self, volume_id: str, *, provider: str, cipher: str, key_size: int, passphrase: str) -> None:
+        """Write a LUKS header onto the volume's own device, unless something uses it."""
+        own = self._own_block(volume_id, "it cannot be formatted")
+        name = mapping_name(volume_id)
+        mapped_now = [f"dm-crypt {name}"] if self._probes.map_named(name) else []
+        if users := mapped_now + self._probes.users(volume_id, own):
+            raise FinalError(
+                f"volume {volume_id} is not formatted: its device is open: {', '.join(users)}",
+                resource=f"volume {volume_id}",
+                hint="see what uses it: lsblk, cryptsetup status " + name,
+            )
+        crypt.format_device(
+            volume_id,
+            str(Path(self._places.dev) / own),
+            provider=provider,
+            cipher=cipher,
+            key_size=key_size,
+            passphrase=passphrase,
+        )
+
     def open_encryption(self, volume_id: str, *, provider: str, cipher: str, key_size: int, passphrase: str) -> Device:
         """Open dm-crypt over the volume's own device and point the link at it."""
         own = self._own_block(volume_id, "its encryption cannot be opened")
+        device = str(Path(self._places.dev) / own)
         if mapping := self._probes.map_named(mapping_name(volume_id)):
-            if mapping != self._probes.crypt_of(volume_id) or self._probes.slaves(mapping) != [own]:
+            over = mapping == self._probes.crypt_of(volume_id) and self._probes.slaves(mapping) == [own]
+            if not over or not crypt.is_over(volume_id, device, self._probes.map_uuid(mapping)):
                 raise FinalError(
                     f"dm-crypt {mapping_name(volume_id)} exists, but not over the device of volume {volume_id}",
                     resource=f"volume {volume_id}",
                     hint=f"see what it is (dmsetup table), then: cryptsetup close {mapping_name(volume_id)}",
                 )
         else:
-            device = str(Path(self._places.dev) / own)
             try:
                 crypt.open_mapping(
                     volume_id, device, provider=provider, cipher=cipher, key_size=key_size, passphrase=passphrase

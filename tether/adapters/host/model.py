@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
@@ -89,6 +90,17 @@ class HostSurvey:
     sees_devices: bool = True
 
 
+class Header(StrEnum):
+    """What the first 16 MiB of an encrypted volume's own device hold."""
+
+    LUKS = "luks"
+    #: Every byte was read, and is zero.
+    BLANK = "blank"
+    #: A LUKS header that names the volume and has no key: what a format of tether's leaves that was cut off.
+    HALF = "half"
+    OTHER = "other"
+
+
 class Host(Protocol):
     """The verbs tether needs.
 
@@ -166,8 +178,22 @@ class Host(Protocol):
             FinalError: it is not open.
         """
 
+    def read_header(self, volume_id: str) -> Header:
+        """Return what the beginning of the volume's own device holds.
+
+        Raises:
+            UncertainError: it cannot be read whole; that says nothing about what it holds.
+        """
+
+    def format_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> None:
+        """Write a LUKS header that names the volume. What was there is lost: the caller has decided that it may be.
+
+        Raises:
+            FinalError: refused, and the device is as it was; also for a device that is LUKS already.
+        """
+
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:
-        """Open dm-crypt over the volume's device, re-point tether's link at it. Repeatable."""
+        """Open dm-crypt over the volume's device, re-point tether's link at it. Repeatable. It never formats."""
 
     def encryption_open(self, volume_id: str) -> bool:
         """Return True if this volume's dm-crypt mapping (by name and UUID) is there."""

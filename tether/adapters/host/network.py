@@ -12,7 +12,7 @@ from typing import NoReturn
 from tether.adapters.cinder.model import Connection, Connector, Encryption
 from tether.adapters.host import wwid
 from tether.adapters.host.links import Links
-from tether.adapters.host.model import Device, Holding, HostIdentity, HostSurvey
+from tether.adapters.host.model import Device, Header, Holding, HostIdentity, HostSurvey
 from tether.adapters.host.places import Places, read_identity
 from tether.errors import ConfigError, FinalError
 from tether.sealed import Sealed
@@ -92,6 +92,12 @@ class NetworkHost:
         self._refuse(volume_id)
 
     def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
+        self._refuse(volume_id)
+
+    def read_header(self, volume_id: str) -> Header:
+        self._refuse(volume_id)
+
+    def format_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> None:
         self._refuse(volume_id)
 
     def open_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> Device:

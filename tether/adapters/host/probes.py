@@ -87,6 +87,10 @@ class Probes:
             if entry.name.startswith("dm-"):
                 yield entry.name, _text(entry / "dm/name"), _text(entry / "dm/uuid")
 
+    def map_uuid(self, block: str) -> str:
+        """Return the UUID of a device-mapper device; cryptsetup writes the LUKS header's into it."""
+        return _text(self._blocks / block / "dm/uuid")
+
     def crypt_of(self, volume_id: str) -> str:
         """Return the volume's dm-crypt device, known by its name and by the UUID that cryptsetup gives it."""
         name = mapping_name(volume_id)

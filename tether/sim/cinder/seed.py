@@ -106,6 +106,10 @@ def new_volume(book: Book, now: float, *, encrypted: bool = False, passphrase: s
         "shared_targets": True,
         "service_uuid": SERVICE_UUID,
         "encryption": None,
+        "snapshot_id": None,
+        "source_volid": None,
+        "image": None,
+        "content": "blank",
         "created_at": timestamp(now),
         "updated_at": timestamp(now),
     }

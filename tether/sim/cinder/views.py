@@ -42,8 +42,8 @@ def volume_detail(call: Call, volume: Row) -> dict[str, Any]:
         "name": volume["name"],
         "description": volume["description"],
         "volume_type": volume["volume_type"],
-        "snapshot_id": None,
-        "source_volid": None,
+        "snapshot_id": volume.get("snapshot_id"),
+        "source_volid": volume.get("source_volid"),
         "metadata": {**volume["metadata"], **admin},
         "links": _links(call, volume),
         "user_id": volume["user_id"],
@@ -63,6 +63,8 @@ def volume_detail(call: Call, volume: Row) -> dict[str, Any]:
         "os-vol-mig-status-attr:name_id": None,
         "os-vol-tenant-attr:tenant_id": volume["project_id"],
     }
+    if volume.get("image"):
+        body["volume_image_metadata"] = {"image_id": volume["image"]}
     body.update((name, value) for since, name, value in _SINCE if call.version >= since)
     if call.version >= (3, 48):
         shared = volume["shared_targets"]

@@ -62,6 +62,9 @@ def create_volume(call: Call, _route: Route) -> Answer:
         availability_zone=wanted.get("availability_zone") or "nova",
         project_id=call.request.project,
         user_id=call.request.user,
+        snapshot_id=wanted.get("snapshot_id"),
+        source_volid=wanted.get("source_volid"),
+        image=wanted.get("imageRef"),
     )
     return Answer(202, {"volume": views.volume_detail(call, {**row, "status": "creating"})})
 

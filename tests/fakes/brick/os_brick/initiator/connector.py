@@ -142,7 +142,8 @@ def make_block(prefix, size):
     for folder in ("holders", "slaves"):
         (blocks / name / folder).mkdir(parents=True)
     (blocks / name / "size").write_text(f"{size // 512}\n")
-    (ROOT / "dev" / name).write_text("")
+    with (ROOT / "dev" / name).open("w") as device:
+        device.truncate(16 * 1024 * 1024)
     return name
 
 
