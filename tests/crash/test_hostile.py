@@ -143,6 +143,7 @@ def test_nothing_is_released_under_a_disk_that_came_back(sim: SimWorld, tmp_path
         "attach_status": "detached",
         "attachments": [],
         "exported": False,
+        "size": 1,
     }
 
 

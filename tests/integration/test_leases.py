@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.integration.books import Books, a_job, kill, opened, other_process
 from tether.clock import SystemClock
@@ -20,6 +21,7 @@ from tether.errors import HeldError, LostLease
 from tether.persistence.journal import Entry, Lease
 from tether.persistence.leases import Leases
 from tether.persistence.owner import Owner
+from tether.persistence.schema import jobs
 
 FAR = {"machine_id": "another", "pid": 2**22 + 1}
 EARLIER = {"boot_id": "earlier"}
@@ -76,6 +78,16 @@ def test_a_killed_process_on_this_host_loses_its_job(books: Books, *, reaped: bo
     assert books.ledger.job("j").step == ""
     write(books, mine)
     assert books.ledger.job("j").step == "x"
+
+
+def test_a_job_that_is_taken_up_weeks_later_can_be_read_at_once(books: Books) -> None:
+    """The new lease ends long after the row was last written, which is not what a damaged row looks like."""
+    books.held_job(books.another(**EARLIER), id="j")
+    with books.database.write() as connection:
+        weeks_ago = time.time() - 20 * 86_400
+        connection.execute(sa.update(jobs).values(created_at=weeks_ago, updated_at=weeks_ago, expires_at=weeks_ago))
+    take(books, "j")
+    assert books.ledger.job("j").is_live(time.time())
 
 
 def test_the_ledger_of_a_run_is_fenced_too(books: Books) -> None:

@@ -59,11 +59,12 @@ class Leases:
             raise held(f"job {job.id}", str(job.runner), job.id)
         if job.runner is not None:  # first: once the job is ours, nobody knows any more whose they were
             self._free_servers(job.runner.token)
-        changes = {"runner": self.me.dump(), "generation": job.generation + 1, "asked": None}
+        now = self._clock.time()
+        changes = {"runner": self.me.dump(), "generation": job.generation + 1, "asked": None, "updated_at": now}
         # As it was read: an owner that died since may have gone on, past its pivot or to the job's end, before it did.
-        now = Entry(Lease(job.id, job.generation, self.ttl), values | self.renewal | changes, seen=job.updated_at)
+        entry = Entry(Lease(job.id, job.generation, self.ttl), values | self.renewal | changes, seen=job.updated_at)
         try:
-            self._journal.write(now)
+            self._journal.write(entry)
         except LostLease:
             return None
         return Lease(job.id, job.generation + 1, self.ttl)
