@@ -84,6 +84,9 @@ ARGUED = {
     "clear-host: act without its check 2 (if host.encryption_open(volume_id):)": "the proof of the disconnect"
     " that follows sees the open mapping too, and the step, which is repeated, closes it again",
     "clear-rows: no intent before the effect": f"{_FORWARD} that comes late finds no such attachment",
+    "extend-device: no intent before the effect": f"{_FORWARD} looks once more at the size that the target has",
+    "resize-encryption: no intent before the effect": f"{_FORWARD} takes up what the device has",
+    "resize-guest: no intent before the effect": f"{_FORWARD} sets the same size",
     "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for"
     " the reason for which the probe does",
     "reserve-volume-legacy: look without its check 1 (self._refuse_attaching())": "as for the whole probe",
