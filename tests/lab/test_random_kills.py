@@ -18,7 +18,7 @@ from tests.live.commands import DONE, KILLED, ROLLED_BACK, Outcome
 from tests.report import counted
 from tether.matrix.live_judge import diff
 
-SMALL, FULL = 4, 200
+SMALL, FULL = 2, 200
 ENDS = {"attached": DONE, "detached": DONE, "rolled-back": ROLLED_BACK}
 
 
@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Half of the ways are over two portals."""
     total = metafunc.config.getoption("--kills")
     ways = -(-(counted(SMALL, FULL) if total is None else total) // 2)
-    cases = [(number, multipath) for number in range(ways) for multipath in (bool(number % 2),)]
+    cases = [(number, multipath) for number in range(ways) for multipath in (number % 2 == 0,)]
     names = [f"{number}-{'multipath' if multipath else 'single'}" for number, multipath in cases]
     metafunc.parametrize(("number", "multipath"), cases, ids=names)
 
