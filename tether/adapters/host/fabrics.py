@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.adapters.host.places import Places
+from tether.adapters.host.sysfs import children, read
 
 #: What names the volume's device, by protocol: of each group at least one key. Without it an absence would prove
 #: nothing, so such a connection is refused before anything is done.
@@ -106,11 +107,11 @@ class Fabrics:
                 return self._fibre_channel(data)
             case "scaleio":
                 ending = str(data.get("scaleIO_volume_id"))
-                links = _children(self._dev / "disk/by-id")
+                links = children(self._dev / "disk/by-id")
                 return [link for link in links if link.name.startswith("emc-vol") and link.name.endswith(ending)]
             case "storpool":
                 ending = f"--volume-{data.get('volume')}"
-                return [link for link in _children(self._dev / "storpool") if link.name.endswith(ending)]
+                return [link for link in children(self._dev / "storpool") if link.name.endswith(ending)]
             case "lightos":
                 return self._lightos(data)
             case "local":
@@ -130,31 +131,17 @@ class Fabrics:
         """Return the disks by udev's links, and by the kernel's own word: a link may not be there yet, or no more."""
         wanted = ports(data)
         endings = tuple(f"-fc-0x{port}-lun-{_lun_text(lun)}" for port, lun in wanted)
-        found = [link for link in _children(self._dev / "disk/by-path") if endings and link.name.endswith(endings)]
-        for target in _children(self._sys / "class/fc_transport"):
-            port = _text(target / "port_name").removeprefix("0x")
+        found = [link for link in children(self._dev / "disk/by-path") if endings and link.name.endswith(endings)]
+        for target in children(self._sys / "class/fc_transport"):
+            port = read(target / "port_name").removeprefix("0x")
             for name, lun in wanted:
                 if name == port:
                     address = f"{target.name.removeprefix('target')}:{lun}"
-                    found += _children(self._sys / f"class/scsi_device/{address}/device/block")
+                    found += children(self._sys / f"class/scsi_device/{address}/device/block")
         return found
 
     def _lightos(self, data: Mapping[str, Any]) -> list[Path]:
         wanted = f"uuid.{data.get('uuid')}"
-        blocks = [entry for entry in _children(self._sys / "class/block") if entry.name.startswith("nvme")]
+        blocks = [entry for entry in children(self._sys / "class/block") if entry.name.startswith("nvme")]
         # nvme0c1n1 is one path of nvme0n1, which is the device
-        return [entry for entry in blocks if "c" not in entry.name and _text(entry / "wwid") == wanted]
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+        return [entry for entry in blocks if "c" not in entry.name and read(entry / "wwid") == wanted]

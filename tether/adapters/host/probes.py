@@ -16,6 +16,7 @@ from typing import Any
 from tether.adapters.host import fabrics, wwid
 from tether.adapters.host.model import Holding
 from tether.adapters.host.places import Places
+from tether.adapters.host.sysfs import children, read
 from tether.errors import UncertainError
 
 SECTOR = 512
@@ -75,7 +76,7 @@ class Probes:
 
     def size(self, block: str) -> int:
         """Return a block device's size in bytes."""
-        return int(_text(self._blocks / block / "size") or 0) * SECTOR
+        return int(read(self._blocks / block / "size") or 0) * SECTOR
 
     def map_named(self, name: str) -> str:
         """Return the device-mapper device with this name, or empty."""
@@ -83,13 +84,13 @@ class Probes:
 
     def maps(self) -> Iterator[tuple[str, str, str]]:
         """Yield every device-mapper device: its kernel name, its name, its UUID."""
-        for entry in _children(self._blocks):
+        for entry in children(self._blocks):
             if entry.name.startswith("dm-"):
-                yield entry.name, _text(entry / "dm/name"), _text(entry / "dm/uuid")
+                yield entry.name, read(entry / "dm/name"), read(entry / "dm/uuid")
 
     def map_uuid(self, block: str) -> str:
         """Return the UUID of a device-mapper device; cryptsetup writes the LUKS header's into it."""
-        return _text(self._blocks / block / "dm/uuid")
+        return read(self._blocks / block / "dm/uuid")
 
     def crypt_of(self, volume_id: str) -> str:
         """Return the volume's dm-crypt device, known by its name and by the UUID that cryptsetup gives it."""
@@ -101,15 +102,15 @@ class Probes:
 
     def slaves(self, block: str) -> list[str]:
         """Return the devices directly below a device."""
-        return [entry.name for entry in _children(self._blocks / block / "slaves")]
+        return [entry.name for entry in children(self._blocks / block / "slaves")]
 
     def holders(self, block: str) -> list[str]:
         """Return the devices directly on top of a device."""
-        return [entry.name for entry in _children(self._blocks / block / "holders")]
+        return [entry.name for entry in children(self._blocks / block / "holders")]
 
     def below_crypt(self, block: str) -> str:
         """Return the volume's own device: what is below a dm-crypt mapping, or the device itself."""
-        uuid = _text(self._blocks / block / "dm/uuid")
+        uuid = read(self._blocks / block / "dm/uuid")
         slaves = self.slaves(block)
         return slaves[0] if uuid.startswith("CRYPT-") and slaves else block
 
@@ -119,7 +120,7 @@ class Probes:
 
     def _identity(self, block: str) -> str:
         for name in ("device/wwid", "nguid", "wwid"):
-            if (text := _text(self._blocks / block / name)) and text.strip("0-"):
+            if (text := read(self._blocks / block / name)) and text.strip("0-"):
                 return wwid.normalise(text)
         return ""
 
@@ -138,8 +139,8 @@ class Probes:
         return sorted(f"device {holder}" for holder in over) + self._mounts(own) + self._openers(own)
 
     def _mounts(self, blocks: set[str]) -> list[str]:
-        numbers = {number for block in blocks if (number := _text(self._blocks / block / "dev"))}
-        lines = _text(self._proc / "self/mountinfo").splitlines()
+        numbers = {number for block in blocks if (number := read(self._blocks / block / "dev"))}
+        lines = read(self._proc / "self/mountinfo").splitlines()
         return [f"mount {fields[4]}" for line in lines if (fields := line.split())[2] in numbers]
 
     def openers_of(self, path: Path) -> list[str]:
@@ -152,21 +153,21 @@ class Probes:
     def _opening(self, wanted: set[tuple[int, ...]]) -> list[str]:
         group = os.getpgrp()
         return [
-            f"process {process.name} ({_text(process / 'comm')})"
+            f"process {process.name} ({read(process / 'comm')})"
             for process in self._processes()
-            if any(_key(handle) in wanted for handle in _children(process / "fd")) and _group(process) != group
+            if any(_key(handle) in wanted for handle in children(process / "fd")) and _group(process) != group
         ]
 
     def _opened(self) -> Iterator[tuple[int, ...]]:
         """Yield what is open anywhere, the watchers of devices aside: one walk for many devices."""
         for process in self._processes():
-            for handle in _children(process / "fd"):
+            for handle in children(process / "fd"):
                 if key := _key(handle):
                     yield key
 
     def _processes(self) -> list[Path]:
-        processes = [process for process in _children(self._proc) if process.name.isdigit()]
-        return [process for process in processes if _text(process / "comm") not in _WATCHERS]
+        processes = [process for process in children(self._proc) if process.name.isdigit()]
+        return [process for process in processes if read(process / "comm") not in _WATCHERS]
 
     # what is left of a connection
 
@@ -195,8 +196,8 @@ class Probes:
     def holdings(self) -> Iterator[Holding]:
         """Yield every iSCSI session with its disks, every multipath map, and every dm-crypt mapping of tether's."""
         opened = set(self._opened())
-        for session in _children(self._sys / "class/iscsi_session"):
-            target = _text(session / "targetname")
+        for session in children(self._sys / "class/iscsi_session"):
+            target = read(session / "targetname")
             named = _UUID.search(target)
             volume_id = named[0] if named else ""
             yield Holding("session", session.name, volume_id, target)
@@ -218,18 +219,18 @@ class Probes:
         return bool(over or self._mounts(own) or any(_key(self._dev / layer) in opened for layer in own))
 
     def _is_multipath(self, block: str) -> bool:
-        return _text(self._blocks / block / "dm/uuid").startswith("mpath-")
+        return read(self._blocks / block / "dm/uuid").startswith("mpath-")
 
     def disks(self, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return the disks of a connection, by what it is addressed by and not by what they report."""
         found: set[str] = set()
         wanted = targets(data)
-        for session in _children(self._sys / "class/iscsi_session"):
-            name = _text(session / "targetname")
+        for session in children(self._sys / "class/iscsi_session"):
+            name = read(session / "targetname")
             found |= {disk for lun, disk in self._luns(session) if (name, lun) in wanted}
         found |= {block for path in self._fabrics.paths(protocol, data) if (block := self.block_of(str(path)))}
         links = [f"-iscsi-{name}-lun-{lun}" for name, lun in wanted]
-        for link in _children(self._dev / "disk/by-path"):
+        for link in children(self._dev / "disk/by-path"):
             if any(link.name.endswith(ending) for ending in links) and (block := self.block_of(str(link))):
                 found.add(block)
         return sorted(found | set(self._namespaces(data)))
@@ -239,7 +240,7 @@ class Probes:
         return [
             (device.name.rsplit(":", 1)[1], disk.name)
             for device in session.glob("device/target*/*:*:*:*")
-            for disk in _children(device / "block")
+            for disk in children(device / "block")
         ]
 
     def _sessions(self, data: Mapping[str, Any]) -> list[str]:
@@ -248,8 +249,8 @@ class Probes:
         for name in sorted({name for name, _ in targets(data)}):
             sessions = [
                 session
-                for session in _children(self._sys / "class/iscsi_session")
-                if _text(session / "targetname") == name
+                for session in children(self._sys / "class/iscsi_session")
+                if read(session / "targetname") == name
             ]
             wanted = targets(data)
             if any((name, lun) not in wanted for session in sessions for lun, _ in self._luns(session)):
@@ -273,15 +274,15 @@ class Probes:
         for controller in self._nvme(data):
             for name in _names(controller):
                 block = self._blocks / name
-                known = {wwid.normalise(_text(block / key)) for key in ("nguid", "uuid", "wwid")}
-                if wanted in known if wanted else number in {"", _text(block / "nsid")}:
+                known = {wwid.normalise(read(block / key)) for key in ("nguid", "uuid", "wwid")}
+                if wanted in known if wanted else number in {"", read(block / "nsid")}:
                     found.add(name)
         return sorted(found)
 
     def _nvme(self, data: Mapping[str, Any]) -> list[Path]:
         nqn = str(data.get("target_nqn") or data.get("nqn") or "")
-        controllers = _children(self._sys / "class/nvme")
-        return [entry for entry in controllers if nqn and _text(entry / "subsysnqn") == nqn]
+        controllers = children(self._sys / "class/nvme")
+        return [entry for entry in controllers if nqn and read(entry / "subsysnqn") == nqn]
 
 
 def _names(controller: Path) -> list[str]:
@@ -290,21 +291,6 @@ def _names(controller: Path) -> list[str]:
     return sorted(
         {entry.name for root in (controller, subsystem) for entry in root.glob("nvme*n*") if "c" not in entry.name}
     )
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-        return []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        # Attributes come and go with their device, and some answer EINVAL where they do not apply.
-        return ""
 
 
 def _key(path: Path) -> tuple[int, ...]:
@@ -318,5 +304,5 @@ def _key(path: Path) -> tuple[int, ...]:
 
 
 def _group(process: Path) -> int:
-    fields = _text(process / "stat").rpartition(")")[2].split()
+    fields = read(process / "stat").rpartition(")")[2].split()
     return int(fields[2]) if fields else 0
