@@ -3,5 +3,5 @@
 import pytest
 
 # The suites are imported, not collected: without this their failed asserts would say nothing.
-for _part in ("attachments", "contract", "faults", "legacy", "words"):
+for _part in ("attachments", "contract", "extend", "faults", "legacy", "words"):
     pytest.register_assert_rewrite(f"tests.contract.cinder_{_part}")

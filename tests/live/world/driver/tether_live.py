@@ -119,6 +119,12 @@ class FileTgtDriver(driver.VolumeDriver):
         with Path(self.local_path(volume)).open("wb") as file:
             file.truncate(volume.size * units.Gi)
 
+    def extend_volume(self, volume, new_size):
+        """Grow the file; tgtd, which has it open while it is exported, tells the new size from the next export on."""
+        self._fault("extend_volume", volume)
+        with Path(self.local_path(volume)).open("r+b") as file:
+            file.truncate(new_size * units.Gi)
+
     def delete_volume(self, volume):
         self._fault("delete_volume", volume)
         Path(self.local_path(volume)).unlink(missing_ok=True)
