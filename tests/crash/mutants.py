@@ -1,13 +1,14 @@
 """Bugs on purpose: one at a time, each judged by the fault matrix, by outsiders, and by the state machine.
 
-    python -m tests.crash.mutants [--jobs N] [--only TEXT] [--sample N --seed S]
+    python -m tests.crash.mutants [--jobs N] [--only TEXT] [--sample N --seed S] [--report FILE]
 
 For every step: its undo removed, its probe skipped, its intent not made durable before its effect, and each of its
 checks left out. Beside them the fence, the takeover, the sealing, the settle time and the eyesight. Each is patched
 into the processes of the commands, never into a file. The matrix tries its single faults at the step, then those in
 every flow that has the step, until one is a violation. A check may guard against what others do, and the matrix has no
 others: one that it does not miss is left out of the scripted sequences of crashes and foreign changes (SCRIPTED), and
-of the state machine's commands. Ends with the number caught of all; what is not caught must be in ARGUED.
+of the state machine's commands. Ends with the number caught of all; what is not caught must be in ARGUED. A run
+that was interrupted goes on from its report, which counts for one state of the code and says nothing of another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import ast
 import contextlib
 import functools
 import inspect
+import json
 import os
 import random
 import re
@@ -409,7 +411,9 @@ def main() -> int:
     )
     parser.add_argument("--sample", type=int, metavar="N", help="only so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=1, metavar="S")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="keep what is found there, and go on from there")
     asked = parser.parse_args()
+    known = read_report(asked.report)
     todo = [mutant for mutant in mutants() if any(text in mutant.name for text in asked.only or [""])]
     if asked.sample is not None:
         todo = random.Random(asked.seed).sample(todo, min(asked.sample, len(todo)))
@@ -419,15 +423,19 @@ def main() -> int:
         cases = Cases(whole)
         whole.rest()
         for mutant in todo:
-            begun = time.monotonic()
-            shown, tried = judged(mutant, cases.of(mutant), whole, asked.jobs)
+            if mutant.name not in known:
+                begun = time.monotonic()
+                shown, tried = judged(mutant, cases.of(mutant), whole, asked.jobs)
+                known[mutant.name] = {"shown": shown, "tried": tried, "seconds": round(time.monotonic() - begun)}
+                if asked.report:
+                    with asked.report.open("a") as stream:
+                        stream.write(f"{json.dumps({'mutant': mutant.name} | known[mutant.name])}\n")
+            found = known[mutant.name]
             argued = ARGUED.get(mutant.name, "")
-            mark = "caught" if shown else "argued" if argued else "NOT CAUGHT"
-            print(
-                f"{mark:10} {mutant.name}  [{tried} cases, {time.monotonic() - begun:.0f} s] {shown or argued}",
-                flush=True,
-            )
-            if not shown:
+            mark = "caught" if found["shown"] else "argued" if argued else "NOT CAUGHT"
+            took = f"{found['tried']} cases, {found['seconds']} s"
+            print(f"{mark:10} {mutant.name}  [{took}] {found['shown'] or argued}", flush=True)
+            if not found["shown"]:
                 left.append(mutant)
     finally:
         whole.close()
@@ -436,6 +444,14 @@ def main() -> int:
         f"mutants: {len(todo) - len(left)} caught of {len(todo)}, {len(left) - len(bad)} argued, {len(bad)} not caught"
     )
     return 1 if bad else 0
+
+
+def read_report(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Return what an earlier run has found out, by the mutant's name."""
+    if path is None or not path.exists():
+        return {}
+    found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # not a cut-off one
+    return {each.pop("mutant"): each for each in found}
 
 
 def _program(words: list[str]) -> int:
