@@ -1,7 +1,8 @@
 """What a run of ``bin/test`` reports: a table by tier, and with ``--json`` one line of figures.
 
-A tier is a folder of ``tests/``. The tests run in random order inside their tier, the tiers in the order
-of :data:`TIERS`, cheap ones first.
+A tier is a folder of ``tests/``. The tests run in random order inside their tier, the tiers in the order of
+:data:`TIERS`, cheap ones first. Side by side (``bin/test``), those that share what there is once, as the live world,
+are one group and one process's; the groups begin first, since they take longest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import pytest
 
 from tether.matrix.figures import bar, machine
 
+MATRIX = "tests/crash/test_matrix.py::test_nothing_is_left_half_done"
 TIERS = ("unit", "contract", "integration", "crash", "live", "lab", "packaging")
+#: What shares a world, a build or a report.
+GROUPS = {"tests/live/": "live", "tests/lab/": "lab", "tests/packaging/": "packaging", MATRIX: "matrix"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class TierReport:
         self.report = report
         self.tallies: dict[str, Tally] = {}
         self.bars: list[dict[str, Any]] = []
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        for place, group in GROUPS.items():
+            if item.nodeid.startswith(place):
+                item.add_marker(pytest.mark.xdist_group(group))
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
