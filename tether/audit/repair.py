@@ -16,10 +16,9 @@ from tether.adapters.guest.model import Server
 from tether.audit.drift import Drift, Kind, Owner
 from tether.audit.survey import Survey
 from tether.errors import FinalError
-from tether.flows.registry import CURRENT
 from tether.persistence.ledger import Job, MappingRow, Params
 from tether.runner.jobs import Runner
-from tether.runner.requests import adopt_params, attach_marked, detach_params
+from tether.runner.requests import adopt_params, attach_marked, detach_params, new_job
 from tether.tasks.run import Toolbox
 
 
@@ -212,22 +211,10 @@ def make_job(runner: Runner, survey: Survey, action: Action) -> Job:
     volume = tools.cinder.show_volume(action.volume_id)
     server_id = action.server_id or _server_of(survey, action)
     mapping = tools.ledger.mapping(volume.id, server_id)
+    server_name = survey.server_name(server_id) if server_id else "-"
+    params = _params(tools, action, volume, survey.servers.get(server_id), mapping)
     job_id = str(uuid.uuid4())
-    job = Job(
-        id=job_id,
-        kind=action.kind,
-        version=CURRENT[action.kind],
-        state="running",
-        attempts=1,
-        volume_id=volume.id,
-        volume_name=volume.name or volume.id,
-        server_id=server_id,
-        server_name=survey.server_name(server_id) if server_id else "-",
-        request_id=f"req-{job_id}",
-        params=_params(tools, action, volume, survey.servers.get(server_id), mapping),
-        place=runner.place(),
-    )
-    return runner.add(job)
+    return runner.add(new_job(runner, action.kind, volume, (server_id, server_name), params, job_id=job_id))
 
 
 def _server_of(survey: Survey, action: Action) -> str:

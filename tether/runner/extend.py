@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tether.adapters.cinder.model import Volume
-from tether.errors import ConflictError, FinalError, HeldError, UsageError
-from tether.flows.registry import CURRENT
+from tether.errors import ConflictError, FinalError, UsageError
 from tether.persistence.ledger import Job, MappingRow
 from tether.runner.jobs import Runner
-from tether.runner.requests import Accepted, check_key, detach_params, held
+from tether.runner.requests import Accepted, check_key, detach_params, held, new_job, store
 
 #: The greatest size that Cinder's column holds, in GiB.
 LARGEST = 2**31 - 1
@@ -61,28 +60,9 @@ def submit_extend(runner: Runner, asked: Extension, job_id: str) -> Accepted:
             hint=f"give {volume.size} or more",
         )
     server = tools.guest.find_server(mapping.server_id)
-    job = Job(
-        id=job_id,
-        kind="extend",
-        version=CURRENT["extend"],
-        state="running",
-        attempts=1,
-        volume_id=volume.id,
-        volume_name=volume.name or volume.id,
-        server_id=server.uuid,
-        server_name=server.name,
-        request_id=f"req-{job_id}",
-        params=replace(detach_params(mapping, volume), size=asked.size),
-        place=runner.place(),
-        idempotency_key=asked.key or None,
-    )
-    try:
-        return Accepted(runner.add(job), new=True)
-    except HeldError:
-        holder = tools.ledger.open_job(volume.id)
-        if holder is None:
-            raise
-        return _join(runner, holder, asked, job_id)
+    params = replace(detach_params(mapping, volume), size=asked.size)
+    job = new_job(runner, "extend", volume, (server.uuid, server.name), params, job_id=job_id, key=asked.key)
+    return store(runner, job, lambda holder: _join(runner, holder, asked, job_id))
 
 
 def _mapping(runner: Runner, volume: Volume) -> MappingRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tether.adapters.cinder.model import Volume
@@ -118,7 +119,21 @@ def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Ser
         params = adopt_params(runner.tools, volume, server)
     else:
         params = attach_params(runner.tools, volume, server, request)
-    job = Job(
+    params = replace(params, allow_nova=request.allow_nova)
+    job = new_job(runner, kind, volume, (server.uuid, server.name), params, job_id=job_id, key=request.key)
+    return store(runner, job, lambda holder: _join(runner, holder, volume, server, asked))
+
+
+def new_job(
+    runner: Runner, kind: str, volume: Volume, server: tuple[str, str], params: Params, *, job_id: str, key: str = ""
+) -> Job:
+    """Return a job that is to begin, by this runner; it is not stored yet.
+
+    Args:
+        server: the server's id and name.
+        key: the caller's idempotency key, or empty.
+    """
+    return Job(
         id=job_id,
         kind=kind,
         version=CURRENT[kind],
@@ -126,20 +141,28 @@ def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Ser
         attempts=1,
         volume_id=volume.id,
         volume_name=volume.name or volume.id,
-        server_id=server.uuid,
-        server_name=server.name,
+        server_id=server[0],
+        server_name=server[1],
         request_id=f"req-{job_id}",
-        params=replace(params, allow_nova=request.allow_nova),
+        params=params,
         place=runner.place(),
-        idempotency_key=request.key or None,
+        idempotency_key=key or None,
     )
+
+
+def store(runner: Runner, job: Job, join: Callable[[Job], Accepted]) -> Accepted:
+    """Return the job, stored; if another has just taken the volume, what ``join`` makes of that one.
+
+    Raises:
+        HeldError: another job had the volume, and has ended since.
+    """
     try:
         return Accepted(runner.add(job), new=True)
     except HeldError:
-        holder = ledger.open_job(volume.id)
+        holder = runner.tools.ledger.open_job(job.volume_id)
         if holder is None:
             raise
-        return _join(runner, holder, volume, server, asked)
+        return join(holder)
 
 
 def attach_params(tools: Toolbox, volume: Volume, server: Server, request: Request) -> Params:
