@@ -60,7 +60,7 @@ class Console:
                 line = f"\nrun {mark} {command}\n".encode()
                 channel.sendall(line)
                 while True:
-                    if answer := self._answer(received.decode(errors="replace"), mark):
+                    if answer := self._answer(received.decode(errors="surrogateescape"), mark):
                         break
                     channel.settimeout(max(0.01, min(REPEAT, deadline - time.monotonic())))
                     try:
@@ -82,10 +82,21 @@ class Console:
 
     @staticmethod
     def _answer(text: str, mark: str) -> tuple[int, str] | None:
+        """Return the exit code and the output, once they have come whole; each repeat is an answer of its own."""
         lines = [line.rstrip("\r") for line in text.split("\n")[:-1]]
-        mine = [line.removeprefix(f"{mark} ") for line in lines if line.startswith(f"{mark} ")]
-        if mine and (end := re.fullmatch(r"END (\d+)", mine[-1])):
-            return int(end[1]), "\n".join(mine[:-1])
+        output: list[str] = []
+        for line in lines:
+            if not line.startswith(f"{mark} "):
+                continue
+            said = line.removeprefix(f"{mark} ")
+            if end := re.fullmatch(r"END (\d+) (\d+)", said):
+                for first in range(len(output) + 1):  # those before may be of an answer that lost its end
+                    found = "\n".join(output[first:]).encode(errors="surrogateescape")
+                    if len(found) == int(end[2]):
+                        return int(end[1]), found.decode(errors="replace")
+                output = []
+            else:
+                output.append(said)
         return None
 
     def is_up(self) -> bool:
