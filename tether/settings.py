@@ -160,6 +160,19 @@ class Settings:
         str(DEFAULT_CONFIG_FILE),
         "The file with castellan's own settings: its [key_manager] section, [barbican] or [vault].",
     )
+    volume_keys: str = _option(
+        "secrets",
+        "castellan",
+        "Where the keys of encrypted volumes are: 'castellan' (the key manager that Cinder makes them in), or 'file'"
+        " (for labs).",
+        choices=("castellan", "file"),
+    )
+    volume_key_file: str = _option(
+        "secrets",
+        "/etc/tether/volume-keys",
+        "With 'file': a line for each key, its id and the key in hexadecimal. Cinder's fixed key has the id"
+        " 00000000-0000-0000-0000-000000000000.",
+    )
 
     @property
     def settle_time(self) -> float:

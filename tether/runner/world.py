@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tether.adapters.cinder.model import Cinder, Encryption
+from tether.adapters.cinder.model import Cinder
 from tether.adapters.guest.model import Guest
 from tether.adapters.host.model import Host, Keys
 from tether.clock import Clock, SystemClock
-from tether.errors import ConfigError
 from tether.persistence.database import Database
 from tether.persistence.keys import KeyRing, key_source
 from tether.persistence.leases import Leases
@@ -20,7 +19,6 @@ from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
 from tether.persistence.owner import Owner
 from tether.persistence.vault import Vault
-from tether.sealed import Sealed
 from tether.settings import Settings
 from tether.tasks.run import Toolbox
 
@@ -129,14 +127,12 @@ def _real(settings: Settings, request_id: str) -> tuple[Cinder, Host, Guest, Key
         from tether.adapters.host.brick import open_host
 
         host = open_host(settings)
-    return open_cinder(settings, global_request_id=request_id), host, open_guest(settings), NoKeys()
+    return open_cinder(settings, global_request_id=request_id), host, open_guest(settings), _volume_keys(settings)
 
 
-class NoKeys:
-    """Stands where no key manager is configured: encrypted volumes are refused."""
+def _volume_keys(settings: Settings) -> Keys:
+    from tether.adapters.key_manager import FileVolumeKeys, ManagedVolumeKeys
 
-    def passphrase(self, encryption: Encryption) -> Sealed[str]:
-        raise ConfigError(
-            f"the volume is encrypted with key {encryption.key_id}, and no key manager is configured",
-            hint="encrypted volumes are not supported outside the embedded world yet",
-        )
+    if settings.volume_keys == "file":
+        return FileVolumeKeys(settings.volume_key_file)
+    return ManagedVolumeKeys(settings.castellan_config)

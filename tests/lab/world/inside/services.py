@@ -20,6 +20,11 @@ from tests.live.world.processes import wait_until
 HERE = Path(__file__).parent
 GUEST = "guest1"
 GROUP = "cinder-volumes"
+#: Volume types that are named after their encryption provider.
+ENCRYPTED = ("luks", "luks2")
+CIPHER = "aes-xts-plain64"
+#: Cinder's fixed key and its id, as in cinder.conf.
+FIXED_KEY = "00000000-0000-0000-0000-000000000000", "00" * 32
 PORTALS = ("10.99.1.1", "10.99.2.1")
 DATA_DISKS = (Path("/dev/ubdb"), Path("/dev/vdb"))
 TETHER = Path("/opt/tether/lib/python3.11/site-packages")
@@ -100,11 +105,13 @@ def fill_cinder() -> None:
     """Make the volume types and one volume, unless they are there."""
     api = Api(Host())
     have = {row["name"] for row in api.call("GET", "/types")["volume_types"]}
-    for name, specs in {"lvm": {}, "multiattach": {"multiattach": "<is> True"}}.items():
-        if name not in have:
-            all_specs = {"volume_backend_name": "lvm", **specs}
-            body = {"name": name, "extra_specs": all_specs, "os-volume-type-access:is_public": True}
-            api.call("POST", "/types", {"volume_type": body})
+    for name in {"lvm", "multiattach", *ENCRYPTED} - have:
+        specs = {"volume_backend_name": "lvm", **({"multiattach": "<is> True"} if name == "multiattach" else {})}
+        body = {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": True}
+        made = api.call("POST", "/types", {"volume_type": body})["volume_type"]["id"]
+        if name in ENCRYPTED:
+            encryption = {"provider": name, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
+            api.call("POST", f"/types/{made}/encryption", {"encryption": encryption})
     if not any(row["name"] == "vol1" for row in api.call("GET", "/volumes")["volumes"]):
         create_volume("vol1")
 
@@ -202,4 +209,5 @@ def install_tether() -> None:
         lines += [f"[{group}]", *(f"{name} = {place}" for name, place in entries.items()), ""]
     write(info / "entry_points.txt", "\n".join(lines))
     write(Path("/etc/tether/tether.conf"), (HERE / "tether.conf").read_text())
+    write(Path("/etc/tether/volume-keys"), f"{' '.join(FIXED_KEY)}\n")
     call("tether", "db", "upgrade")

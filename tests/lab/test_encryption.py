@@ -1,0 +1,77 @@
+"""LUKS by dm-crypt on a whole host: formatted once, opened after that, and never in the clear on the storage."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from tests.lab.conftest import LabHost
+from tests.lab.test_chain import PLACE, SECTORS
+from tests.lab.world.inside.services import FIXED_KEY
+from tests.live.commands import DONE, KILLED, ROLLED_BACK
+from tests.report import counted
+from tether.matrix.live_judge import diff
+
+#: Sectors of the header that cryptsetup 2.6 writes.
+HEADERS = {"luks": 4096, "luks2": 32768}
+#: The one that CI runs comes first.
+CASES = [("luks2", True), ("luks", False), ("luks2", False), ("luks", True)]
+WRONG_KEYS = "/run/wrong-volume-keys"
+ID, KEY = FIXED_KEY
+
+
+def path(volume_id: str) -> str:
+    """Return the volume's own logical volume; LIO writes below its cache, so it is to be read directly."""
+    return f"/dev/cinder-volumes/volume-{volume_id}"
+
+
+def clear_text(lab: LabHost, volume_id: str) -> str:
+    """Return what can be read of the logical volume from the place on that the guest writes, header or not."""
+    return lab.run(f"dd if={path(volume_id)} bs=512 skip={PLACE} count=65536 iflag=direct status=none | strings -n 16")
+
+
+def format_half(lab: LabHost, volume_id: str, provider: str) -> None:
+    """Do what a format leaves that is killed: nothing, or a header that has no key yet."""
+    kind = {"luks": "luks1"}.get(provider, provider)
+    words = f"cryptsetup --batch-mode luksFormat --type {kind} --uuid {volume_id} --key-file=- /run/tether/volumes/{volume_id}"
+    lab.run(f"printf {KEY} | timeout -s KILL 1.5 {words} || true")
+
+
+@pytest.mark.proves("iscsi", "encryption", "multipath")
+@pytest.mark.parametrize(("provider", "multipath"), CASES[: counted(1, 4)])
+def test_an_encrypted_volume_is_formatted_once_and_keeps_what_the_guest_wrote(
+    lab: LabHost, new_volume: Callable[..., str], provider: str, multipath: bool
+) -> None:
+    volume_id = new_volume(provider)
+    before = lab.books()
+    settings = {"host__volume_use_multipath": multipath}
+
+    killed = lab.tether("--fault", "commit.header.format.after=kill", "attach", volume_id, lab.guest, **settings)
+    assert killed.code == KILLED, killed.err
+    format_half(lab, volume_id, provider)
+    resumed = lab.tether("job", "resume", "--last", **settings)
+    assert resumed.code == DONE, resumed.err
+
+    disk = lab.wait_for_disk(volume_id)
+    assert disk.sectors == SECTORS - HEADERS[provider]
+    assert volume_id in lab.run(f"dd if={path(volume_id)} bs=4096 count=1 iflag=direct status=none | strings")
+    mark = uuid.uuid4().hex
+    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 seek={PLACE} conv=fsync 2>/dev/null")
+    assert mark not in clear_text(lab, volume_id)
+    assert lab.tether("detach", volume_id, lab.guest, **settings).code == DONE
+    assert diff(before, lab.books()) == []
+
+    lab.run(f"echo {ID} {'11' * 32} > {WRONG_KEYS}")
+    wrong = lab.tether("attach", volume_id, lab.guest, secrets__volume_key_file=WRONG_KEYS, **settings)
+    assert wrong.code == ROLLED_BACK, wrong.err
+    assert "the passphrase does not open it" in wrong.err
+    assert diff(before, lab.books()) == []
+
+    again = lab.tether("attach", volume_id, lab.guest, **settings)
+    assert again.code == DONE, again.err
+    disk = lab.wait_for_disk(volume_id)
+    assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 skip={PLACE} count=1 2>/dev/null").strip() == mark
+    assert lab.tether("detach", volume_id, lab.guest, **settings).code == DONE
+    assert diff(before, lab.books()) == []
