@@ -35,8 +35,8 @@ def clear_text(lab: LabHost, volume_id: str) -> str:
 def format_half(lab: LabHost, volume_id: str, provider: str) -> None:
     """Do what a format leaves that is killed: nothing, or a header that has no key yet."""
     kind = {"luks": "luks1"}.get(provider, provider)
-    words = f"cryptsetup --batch-mode luksFormat --type {kind} --uuid {volume_id} --key-file=- /run/tether/volumes/{volume_id}"
-    lab.run(f"printf {KEY} | timeout -s KILL 1.5 {words} || true")
+    words = f"cryptsetup --batch-mode luksFormat --type {kind} --uuid {volume_id} --key-file=-"
+    lab.run(f"printf {KEY} | timeout -s KILL 1.5 {words} /run/tether/volumes/{volume_id} || true")
 
 
 @pytest.mark.proves("iscsi", "encryption", "multipath")
