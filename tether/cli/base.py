@@ -80,13 +80,13 @@ class Reported:
         return Path(self.app.options.sim) if self.app.options.sim else None
 
     @contextmanager
-    def world(self, request_id: str = "") -> Iterator[World]:
-        """Open the world of the global options."""
+    def world(self, request_id: str = "", *, connects: bool = False) -> Iterator[World]:
+        """Open the world of the global options; for the arguments see :func:`tether.runner.world.open_world`."""
         from tether.cli.logs import BOUND
         from tether.runner.world import open_world
 
         BOUND.request_id = request_id or "-"
-        with open_world(self.app.settings(), sim=self.sim, request_id=request_id) as world:
+        with open_world(self.app.settings(), sim=self.sim, request_id=request_id, connects=connects) as world:
             yield world
 
     @contextmanager

@@ -36,7 +36,7 @@ class Extend(ShowOne):
 
         asked = Extension(parsed_args.volume, parsed_args.size, parsed_args.request_id, not parsed_args.no_wait)
         job_id = str(uuid.uuid4())
-        with self.world(f"req-{job_id}") as world:
+        with self.world(f"req-{job_id}", connects=True) as world:
             title = f"extend {asked.volume} · {asked.size} GiB"
             job = carry_out(self.app, world, title, lambda runner: submit_extend(runner, asked, job_id))
             mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)

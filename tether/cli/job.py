@@ -176,7 +176,7 @@ class ResumeJob(Lister):
             else:
                 found = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
                 jobs = list({job.id: job for job in found}.values())
-        with self.world(jobs[0].request_id if len(jobs) == 1 else "") as world:
+        with self.world(jobs[0].request_id if len(jobs) == 1 else "", connects=True) as world:
             if parsed_args.all:
                 here = world.tools.host.identity().machine_id
                 others = [job for job in jobs if job.place.machine_id != here]
@@ -213,7 +213,7 @@ class AbortJob(_OneJob):
 
         with self.ledger() as book:
             job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
-        with self.world(job.request_id) as world:
+        with self.world(job.request_id, connects=True) as world:
             title = f"abort {job.kind} of {job.volume_name} · {job.server_name}"
             job = take_up(self.app, world, title, lambda runner: runner.abort(job), wanted="rolled-back")
         self.exit_code = 0 if job.state == "rolled-back" else job.exit_code or 1

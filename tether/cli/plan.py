@@ -26,7 +26,7 @@ class _Plan(Ask):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.runner.preview import preview
 
-        with self.world() as world:
+        with self.world(connects=True) as world:
             self.preview = preview(world.tools, self.kind, self.request(parsed_args))
         self.exit_code = self.preview.exit_code
         fields = _fields(self.preview)

@@ -1,7 +1,7 @@
 """The host by os-brick, in a helper process of its own.
 
 os-brick reads the global CONF, brings eventlet along, and may hang in a command; so each verb runs in a
-process that can be ended together with all that it has started.
+process that can be ended together with all that it has started: a fork of one that has os-brick loaded.
 """
 
 from __future__ import annotations
@@ -27,9 +27,17 @@ from tether.settings import Settings
 LOG = logging.getLogger(__name__)
 
 
-def open_host(settings: Settings) -> BrickHost | NetworkHost:
-    """Return the host for the data path that is set."""
-    return NetworkHost(settings) if settings.data_path == "network" else BrickHost(settings)
+def open_host(settings: Settings, *, connects: bool = False) -> BrickHost | NetworkHost:
+    """Return the host for the data path that is set.
+
+    Args:
+        connects: volumes are going to be connected or disconnected: os-brick is loaded meanwhile.
+    """
+    if settings.data_path == "network":
+        return NetworkHost(settings)
+    if connects:
+        process.prepare(_environment())
+    return BrickHost(settings)
 
 
 class BrickHost:
@@ -125,9 +133,9 @@ class BrickHost:
         asked = helper.request(verb, self._settings, self._places, words)
         started = time.monotonic()
         ended = process.run(
-            [sys.executable, "-P", "-m", helper.__name__],
             json.dumps(asked).encode() + b"\n",
             environment=_environment(),
+            brick=verb in helper.OF_BRICK,
             limit=self._settings.host_timeout,
             settle=self._settings.host_settle,
         )
@@ -154,10 +162,7 @@ class BrickHost:
 
 
 def _environment() -> dict[str, str]:
-    """Return the helper's environment: ours, with this very tether at the end of the import path.
-
-    The helper runs with ``-P``: as root, it must not import from whatever directory the caller is in.
-    """
+    """Return the helper's environment: ours, with this very tether at the end of the import path."""
     package = sys.modules["tether"].__file__ or ""
     paths = [os.environ.get("PYTHONPATH", ""), str(Path(package).parents[1])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
