@@ -358,7 +358,7 @@ def main() -> None:
         database = folder.sqlite("attach")
         _make_tables(database)
         settings = place.settings.but(database=database)
-        with open_world(settings, sim=place.sim, request_id=f"req-{uuid.uuid4()}", connects=True) as world:
+        with open_world(settings, sim=place.sim, request_id=f"req-{uuid.uuid4()}") as world:
             told: list[Event] = []
             runner = Runner(world.tools, world.logbook, told.append)
             try:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.fakes.host import Hanging, PretendHost, pids, runs, started, the_origin, until
 from tests.tree import ROOT
-from tether.adapters.host.brick import BrickHost, open_host
+from tether.adapters.host.brick import BrickHost, prepare
 from tether.errors import ConfigError, UncertainError
 from tether.settings import Settings
 
@@ -41,10 +42,39 @@ def test_what_does_without_os_brick_does_not_load_it(pretend: PretendHost) -> No
 
 
 def test_os_brick_is_loaded_before_it_is_asked_for(pretend: PretendHost) -> None:
-    open_host(pretend.settings)
+    prepare(pretend.settings.but(data_path="network"))
     assert started(pretend) == []
-    open_host(pretend.settings, connects=True)
+    prepare(pretend.settings)
     until(lambda: pretend.loads() == 1, "os-brick")
+
+
+COMMAND = """
+import sys
+from tether.adapters.host import process
+from tether.cli.main import main
+process.prepare = lambda _environment: print("prepared", "taskflow" in sys.modules)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (("attach", "vol1", "guest1"), "prepared False\n"),
+        (("mapping", "show", "vol1"), ""),
+        (("--sim", "world", "attach", "vol1", "guest1", "-f", "value", "-c", "state"), "attached\n"),
+    ],
+)
+def test_a_command_that_connects_has_os_brick_loaded_while_it_imports(
+    words: Sequence[str], printed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "conf").write_text(
+        f"[DEFAULT]\ndatabase = sqlite:///{tmp_path}/db\n[cinder]\nendpoint_override = http://127.0.0.1:9/v3\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND, "--config-file", str(tmp_path / "conf"), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == printed, done.stderr
 
 
 def test_many_helpers_at_a_time(pretend: PretendHost) -> None:

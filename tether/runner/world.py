@@ -78,21 +78,18 @@ def open_database(settings: Settings, *, sim: Path | None = None) -> Iterator[Da
 
 
 @contextmanager
-def open_world(
-    settings: Settings, *, sim: Path | None = None, request_id: str = "", connects: bool = False
-) -> Iterator[World]:
+def open_world(settings: Settings, *, sim: Path | None = None, request_id: str = "") -> Iterator[World]:
     """Open the adapters and the database.
 
     Args:
         sim: the directory of an embedded world; it is made, and its database with it, on first use.
         request_id: the ``global_request_id`` of every call to Cinder.
-        connects: the host will be asked for more than what it holds, and may prepare for it.
 
     Raises:
         ConfigError: something that it needs is not set up.
     """
     clock = SystemClock()
-    cinder, host, guest, keys = _embedded(settings, sim, request_id) if sim else _real(settings, request_id, connects)
+    cinder, host, guest, keys = _embedded(settings, sim, request_id) if sim else _real(settings, request_id)
     with open_database(settings, sim=sim) as database:
         leases = Leases(database, clock, settings.lease_ttl, Owner.current())
         vault = Vault(database, KeyRing(key_source(settings)))
@@ -119,7 +116,10 @@ def _embedded(settings: Settings, directory: Path, request_id: str) -> tuple[Cin
     return cinder, SimHost(store, run_dir=settings.run_dir), SimGuest(store), SimKeys(store)
 
 
-def _real(settings: Settings, request_id: str, connects: bool) -> tuple[Cinder, Host, Guest, Keys]:
+def _real(settings: Settings, request_id: str) -> tuple[Cinder, Host, Guest, Keys]:
+    from tether.adapters.cinder.session import open_cinder
+    from tether.adapters.guest.libvirt_guest import open_guest
+
     host: Host
     if settings.data_path == "network":
         from tether.adapters.host.network import NetworkHost
@@ -128,11 +128,7 @@ def _real(settings: Settings, request_id: str, connects: bool) -> tuple[Cinder, 
     else:
         from tether.adapters.host.brick import open_host
 
-        # First, so that it loads os-brick while the others are imported.
-        host = open_host(settings, connects=connects)
-    from tether.adapters.cinder.session import open_cinder
-    from tether.adapters.guest.libvirt_guest import open_guest
-
+        host = open_host(settings)
     return open_cinder(settings, global_request_id=request_id), host, open_guest(settings), NoKeys()
 
 

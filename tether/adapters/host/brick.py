@@ -27,17 +27,15 @@ from tether.settings import Settings
 LOG = logging.getLogger(__name__)
 
 
-def open_host(settings: Settings, *, connects: bool = False) -> BrickHost | NetworkHost:
-    """Return the host for the data path that is set.
+def open_host(settings: Settings) -> BrickHost | NetworkHost:
+    """Return the host for the data path that is set."""
+    return NetworkHost(settings) if settings.data_path == "network" else BrickHost(settings)
 
-    Args:
-        connects: volumes are going to be connected or disconnected: os-brick is loaded meanwhile.
-    """
-    if settings.data_path == "network":
-        return NetworkHost(settings)
-    if connects:
+
+def prepare(settings: Settings) -> None:
+    """Have os-brick loaded for a host that will connect or disconnect, while the caller does something else."""
+    if settings.data_path == "host":
         process.prepare(_environment())
-    return BrickHost(settings)
 
 
 class BrickHost:
