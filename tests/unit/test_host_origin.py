@@ -228,16 +228,19 @@ host.connect("v1", Connection(protocol="iscsi", data=Sealed(data)))
 """
 
 
-@pytest.mark.parametrize("how", ["hang", "deaf", "hang-fork"])
+@pytest.mark.parametrize("how", ["hang", "deaf", "hang-fork", "hang-orphan"])
 def test_the_death_of_the_parent_ends_helper_and_commands(how: str, pretend: PretendHost) -> None:
     """Told by its process's end or by that of standard input, whatever signals are ignored."""
-    pretend.behave(connect=[how.removesuffix("-fork")])
+    pretend.behave(connect=[how.partition("-")[0]])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])}
     forked = pretend.root / "forked"
     with subprocess.Popen([sys.executable, "-c", PARENT, str(pretend.root), how], env=environment) as parent:
         until(lambda: bool(pids(pretend)), "the hanging call")
         if how == "hang-fork":
             until(lambda: forked.exists() and forked.read_text() != "", "the fork")
+        if how == "hang-orphan":
+            os.kill(the_origin(pretend), signal.SIGKILL)
+            until(lambda: set(started(pretend)) <= set(pids(pretend)), "the end of the origin")
         assert all(runs(number) for number in pids(pretend))
         parent.kill()
     try:
