@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import importlib.metadata
 import json
+import os
 import sqlite3
 import subprocess
 import tempfile
@@ -13,13 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tests.postgresql import Server
 from tests.tree import ROOT
 from tether.matrix.figures import bar, machine
+
+if TYPE_CHECKING:
+    from tests.postgresql import Server
 
 LIBRARIES = ("taskflow", "SQLAlchemy", "psycopg", "dbos")
 #: What PostgreSQL's durability rests on.
@@ -43,18 +46,30 @@ __all__ = [
 ]
 
 
-def options(description: str, *, rounds: int, flows: int) -> argparse.ArgumentParser:
-    """Return the parser with the options that every bench has."""
+def options(description: str, *, rounds: int, flows: int | None = None) -> argparse.ArgumentParser:
+    """Return the parser with the options that every bench has.
+
+    Args:
+        flows: how many in one measurement; None for a bench that has no choice of flows and peers.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--rounds", type=int, default=rounds, metavar="N", help="interleaved rounds; default: %(default)s"
     )
-    parser.add_argument(
-        "--flows", type=int, default=flows, metavar="N", help="flows (jobs) in one measurement; default: %(default)s"
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", help="measure this alone; may be repeated (see the tables' names)"
-    )
+    if flows is not None:
+        parser.add_argument(
+            "--flows",
+            type=int,
+            default=flows,
+            metavar="N",
+            help="flows (jobs) in one measurement; default: %(default)s",
+        )
+        parser.add_argument(
+            "--only",
+            action="append",
+            metavar="NAME",
+            help="measure this alone; may be repeated (see the tables' names)",
+        )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that the bench runs, measures nothing")
     parser.add_argument(
@@ -118,6 +133,7 @@ class Findings:
         bench: the script's name.
         question: what it answers, in one sentence.
         quick: the counts were tiny, the figures mean nothing.
+        libraries: those whose versions matter; one that is not installed is left out.
     """
 
     bench: str
@@ -128,6 +144,7 @@ class Findings:
     durability: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    libraries: Sequence[str] = LIBRARIES
 
     def show(self, *, as_json: bool) -> None:
         """Print everything; last, where asked for, the line of JSON."""
@@ -153,7 +170,7 @@ class Findings:
             "quick": self.quick,
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "commit": _commit(),
-            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "libraries": {name: version for name in self.libraries if (version := _version(name))},
             "settings": self.settings,
             "durability": self.durability,
             "tables": [asdict(table) for table in self.tables],
@@ -166,8 +183,20 @@ def _git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def _commit() -> str:
-    """Return the commit that was measured, and whether the checkout differed from it."""
+    """Return the commit that was measured, and whether the checkout differed from it.
+
+    Where there is no git, whoever starts the bench says it.
+    """
+    if told := os.environ.get("BENCH_COMMIT"):
+        return told
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return f"{commit} with changes" if commit and changed else commit or "unknown"
@@ -210,6 +239,8 @@ def scratch(directory: str | None, findings: Findings, *, postgresql: bool) -> I
         if not postgresql:
             yield Place(Path(folder), None)
             return
+        from tests.postgresql import Server  # a lab has no driver for it
+
         with Server() as server, server.database() as url:
             facts = postgresql_facts(url)
             findings.versions["postgresql"] = facts.pop("server_version")

@@ -13,15 +13,23 @@ from bench.output import shown
 from tests.tree import ROOT
 
 DOCUMENT = ROOT / "docs" / "performance.md"
-#: The order of the document.
-BENCHES = ("overhead", "growth", "recovery", "memory")
+#: In the order of the document: what is run for each.
+BENCHES = {
+    "overhead": "bench/overhead",
+    "growth": "bench/growth",
+    "recovery": "bench/recovery",
+    "memory": "bench/memory",
+    "attach-live": "bench/attach --world live",
+    "attach-lab": "bench/attach --world lab",
+}
 
 HEAD = (
     "# Performance\n\n"
     "`bench/report` writes this page from the last lines of `bench/overhead --json`, `bench/growth --json`,"
-    " `bench/recovery --json` and `bench/memory --json`; nothing here is written by hand. Each bench measures its peers"
-    " in the same run, in interleaved rounds, every peer in a process of its own. Figures of one table may be compared"
-    " with each other, those of two runs hardly.\n"
+    " `bench/recovery --json`, `bench/memory --json` and `bench/attach --json`; nothing here is written by hand. Each"
+    " bench measures its peers in the same run, in interleaved rounds, every peer in a process of its own;"
+    " `bench/attach` measures a script in tether's own process. Figures of one table may be compared with each other,"
+    " those of two runs hardly.\n"
 )
 
 
@@ -46,7 +54,7 @@ def read(path: str) -> dict[str, Any]:
 
 def document(findings: Sequence[dict[str, Any]]) -> str:
     """Return the page."""
-    ordered = sorted(findings, key=lambda found: BENCHES.index(found["bench"]))
+    ordered = sorted(findings, key=lambda found: [*BENCHES].index(found["bench"]))
     return "\n".join([HEAD, *_bars(ordered), *(line for found in ordered for line in _section(found))])
 
 
@@ -57,7 +65,7 @@ def _bars(findings: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{shown(item['value'])} {item['unit']}",
             f"{'at least' if item.get('at_least') else 'at most'} {item['limit']}",
             "yes" if item["holds"] else "**no**",
-            f"`bench/{found['bench']}`",
+            f"`{BENCHES[found['bench']]}`",
         ]
         for found in findings
         for item in found["bars"]
@@ -67,7 +75,7 @@ def _bars(findings: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _section(found: dict[str, Any]) -> Iterator[str]:
-    yield f"## `bench/{found['bench']}`\n\n{found['question']}\n"
+    yield f"## `{BENCHES[found['bench']]}`\n\n{found['question']}\n"
     for table in found["tables"]:
         yield f"**{table['title']}**\n"
         if table["rows"]:

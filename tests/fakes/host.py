@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tether.adapters.cinder.model import Connection
 from tether.adapters.host.brick import BrickHost
 from tether.adapters.host.places import Places
+from tether.errors import TetherError
 from tether.sealed import Sealed
 from tether.settings import Settings
 
@@ -74,6 +79,78 @@ class PretendHost:
     def behave(self, **calls: list[str]) -> None:
         (self.root / "behave.json").write_text(json.dumps(calls))
 
+    def loads(self) -> int:
+        """Return how often os-brick has been loaded."""
+        path = self.root / "loads"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
     def calls(self) -> list[str]:
         path = self.root / "calls"
         return path.read_text().splitlines() if path.exists() else []
+
+
+def until(condition: Callable[[], bool], what: str, limit: float = 60.0) -> None:
+    ends = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < ends, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    """A zombie has ended: whoever inherits orphans may reap them late."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return fields[0] not in "ZX"
+
+
+def pids(pretend: PretendHost) -> list[int]:
+    """The helper's process id and that of the command which it has started."""
+    lines = [line for line in pretend.calls() if line.startswith("pids")]
+    return [int(word) for word in lines[0].split()[1:]] if lines else []
+
+
+def started(pretend: PretendHost) -> list[int]:
+    """The origin and the helpers that run for this pretend host."""
+    mark = f"FAKE_BRICK_DIR={pretend.root}\0".encode()
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_ours(entry, mark)]
+
+
+def _is_ours(entry: Path, mark: bytes) -> bool:
+    try:
+        return b"tether.adapters.host.origin" in (entry / "cmdline").read_bytes() and mark in (
+            (entry / "environ").read_bytes() + b"\0"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def the_origin(pretend: PretendHost) -> int:
+    (number,) = set(started(pretend)) - set(pids(pretend))
+    return number
+
+
+class Hanging:
+    """A connect that hangs in another thread."""
+
+    def __init__(self, pretend: PretendHost) -> None:
+        pretend.behave(connect=["hang"])
+        volume_id, connection = pretend.exported()
+        self.error: TetherError | None = None
+
+        def connect() -> None:
+            try:
+                pretend.host().connect(volume_id, connection)
+            except TetherError as error:
+                self.error = error
+
+        self.thread = threading.Thread(target=connect)
+        self.thread.start()
+        until(lambda: bool(pids(pretend)), "the hanging call")
+        self.helper, self.command = pids(pretend)
+
+    def end(self) -> None:
+        if runs(self.helper):
+            os.kill(self.helper, signal.SIGKILL)
+        self.thread.join()

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 
+from bench.attach import critical_path
 from tests.tree import ROOT
 
 BARS = {
@@ -38,8 +40,8 @@ def run(bench: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def findings(bench: str) -> dict[str, Any]:
-    done = run(bench, "--quick", "--json")
+def findings(bench: str, *words: str) -> dict[str, Any]:
+    done = run(bench, *words, "--quick", "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -59,6 +61,37 @@ def test_a_bench_ends_with_every_bar_and_with_nothing_that_names_the_machine(ben
     assert str(ROOT) not in json.dumps(found)
     modes = [facts for name, facts in found["durability"].items() if "SQLite" in name and "shipped" not in name]
     assert all(facts == {"journal_mode": "wal", "synchronous": "FULL"} for facts in modes)
+
+
+#: What tether knows already when it asks again.
+REMEMBERED = {"cinder.identity", "host.identity", "host.expected_identity"}
+
+
+@pytest.mark.timeout(120)
+def test_the_script_makes_the_calls_of_an_attach() -> None:
+    found = findings("attach", "--world", "sim")
+    tables = {table["title"]: table["rows"] for table in found["tables"]}
+    calls = {name: (tether, script) for name, tether, _, script, _ in tables["The calls of one attach"]}
+    assert {"cinder.update_attachment", "host.connect", "host.find", "guest.plug"} <= calls.keys()
+    assert {name: each for name, each in calls.items() if each[0] != each[1] and name not in REMEMBERED} == {}
+    assert [row[0] for row in tables["One attach, imports done"]] == ["tether", "script", "bare effects"]
+    assert [row[0] for row in tables["The command"]] == ["tether --version", "tether attach"]
+    assert found["bars"] == [], "figures of an embedded world are no measure"
+    assert found["quick"]
+    assert str(ROOT) not in json.dumps(found)
+
+
+def test_an_attach_is_measured_in_a_world_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TETHER_LIVE_DIR", str(tmp_path))
+    done = run("attach", "--world", "live")
+    assert done.returncode == 1
+    assert done.stderr.endswith("no live world runs here: start one with bin/live up\n")
+
+
+def test_the_critical_path_is_the_longest_in_seconds() -> None:
+    flow = nx.DiGraph([("a", "c"), ("b", "c"), ("c", "d"), ("e", "d")])
+    assert critical_path(flow, {"a": 1.0, "b": 2.0, "c": 1.0, "d": 0.1, "e": 2.5}) == ["b", "c", "d"]
+    assert critical_path(flow, {"a": 1.0, "b": 2.0, "c": 1.0, "d": 0.1, "e": 3.5}) == ["e", "d"]
 
 
 def test_the_page_is_written_from_what_was_saved_and_from_no_quick_run(tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.host import PASSPHRASE, PASSWORD, PretendHost
+from tests.fakes.host import PASSPHRASE, PASSWORD, Hanging, PretendHost, pids, runs
 from tether.adapters.cinder.model import Encryption
-from tether.adapters.host import helper, process
+from tether.adapters.host import helper
 from tether.adapters.host.brick import BrickHost, open_host
 from tether.adapters.host.network import NetworkHost
 from tether.adapters.host.places import Places
@@ -34,53 +32,6 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretendHost:
     return PretendHost(tmp_path, monkeypatch)
 
 
-def until(condition: Callable[[], bool], what: str, limit: float = 60.0) -> None:
-    ends = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < ends, f"waited in vain for {what}"
-        time.sleep(0.02)
-
-
-def runs(pid: int) -> bool:
-    """A zombie has ended: whoever inherits orphans may reap them late."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return fields[0] not in "ZX"
-
-
-def pids(pretend: PretendHost) -> list[int]:
-    """The helper's process id and that of the command which it has started."""
-    lines = [line for line in pretend.calls() if line.startswith("pids")]
-    return [int(word) for word in lines[0].split()[1:]] if lines else []
-
-
-class Hanging:
-    """A connect that hangs in another thread."""
-
-    def __init__(self, pretend: PretendHost) -> None:
-        pretend.behave(connect=["hang"])
-        volume_id, connection = pretend.exported()
-        self.error: TetherError | None = None
-
-        def connect() -> None:
-            try:
-                pretend.host().connect(volume_id, connection)
-            except TetherError as error:
-                self.error = error
-
-        self.thread = threading.Thread(target=connect)
-        self.thread.start()
-        until(lambda: bool(pids(pretend)), "the hanging call")
-        self.helper, self.command = pids(pretend)
-
-    def end(self) -> None:
-        if runs(self.helper):
-            os.kill(self.helper, signal.SIGKILL)
-        self.thread.join()
-
-
 @pytest.fixture
 def hanging(pretend: PretendHost) -> Iterator[Hanging]:
     made = Hanging(pretend)
@@ -91,34 +42,28 @@ def hanging(pretend: PretendHost) -> Iterator[Hanging]:
 # time limits and deaths
 
 
-def test_the_time_limit_ends_the_whole_group() -> None:
-    ended = process.run(
-        ["sh", "-c", "sleep 600 & echo $$ $! >&2; cat; sleep 600"],
-        b"line\n",
-        environment=dict(os.environ),
-        limit=1.0,
-        settle=10.0,
-    )
-    assert not ended.in_time
-    assert ended.status == -signal.SIGKILL
-    assert ended.answer == b"line\n"
-    assert ended.left == ()
-    numbers = [int(word) for word in ended.log.split()]
-    assert len(numbers) == 2
-    assert not any(runs(number) for number in numbers)
+def test_the_time_limit_ends_the_whole_group(pretend: PretendHost) -> None:
+    host = pretend.host(host_timeout=2.0)
+    assert host.find("v1") is None
+    pretend.behave(properties=["family"])
+    with pytest.raises(UncertainError, match="did not answer within 2 s"):
+        host.connector()
+    assert len(pids(pretend)) == 3
+    assert not any(runs(number) for number in pids(pretend))
 
 
-def test_what_a_finished_helper_leaves_running_is_ended() -> None:
-    ended = process.run(["sh", "-c", "sleep 600 & echo $!"], b"", environment=dict(os.environ), limit=30.0, settle=10.0)
-    assert ended.in_time
-    assert ended.status == 0
-    assert not runs(int(ended.answer))
+def test_what_a_finished_helper_leaves_running_is_ended_and_reaped(pretend: PretendHost) -> None:
+    pretend.behave(properties=["leave"])
+    assert pretend.host().connector()["host"] == "pretend"
+    assert len(pids(pretend)) == 3
+    assert not any(Path(f"/proc/{number}").exists() for number in pids(pretend))
 
 
-def test_a_long_answer_arrives_whole() -> None:
-    code = "import sys; sys.stdout.write('x' * 3_000_000); sys.stderr.write('y' * 3_000_000)"
-    ended = process.run([sys.executable, "-c", code], b"\n", environment={}, limit=30.0, settle=10.0)
-    assert (len(ended.answer), len(ended.log), ended.in_time) == (3_000_000, 3_000_000, True)
+def test_a_long_request_and_a_long_answer_arrive_whole(pretend: PretendHost, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    pretend.behave(properties=["long"])
+    assert pretend.host(host_name="x" * 3_000_000).connector()["host"] == "x" * 3_000_000
+    assert "y" * 3_000_000 in caplog.text
 
 
 def test_a_verb_over_its_limit_is_uncertain(pretend: PretendHost) -> None:
@@ -145,54 +90,6 @@ def test_a_helper_that_breaks_is_uncertain(pretend: PretendHost) -> None:
     (pretend.root / "run").write_text("a file where the folder of links should be")
     with pytest.raises(UncertainError, match="ended with status 1"):
         pretend.host().connect(volume_id, connection)
-
-
-PARENT = """
-import os
-import sys
-import threading
-import time
-from pathlib import Path
-from tether.adapters.cinder.model import Connection
-from tether.adapters.host.brick import BrickHost
-from tether.adapters.host.places import Places
-from tether.sealed import Sealed
-from tether.settings import Settings
-root = Path(sys.argv[1])
-places = Places(*(str(root / name) for name in ("sys", "dev", "proc", "etc", "var")))
-host = BrickHost(Settings(run_dir=str(root / "run"), lock_path=str(root / "locks")), places)
-if sys.argv[2] == "hang-fork":
-    # A fork keeps the pipe to the helper open, so that its end of file never comes.
-    def fork():
-        while not (root / "calls").exists() or "pids" not in (root / "calls").read_text():
-            time.sleep(0.02)
-        if (child := os.fork()) == 0:
-            time.sleep(600)
-        (root / "forked").write_text(str(child))
-    threading.Thread(target=fork).start()
-data = {"target_iqn": "iqn.x", "target_portal": "p", "target_lun": 1}
-host.connect("v1", Connection(protocol="iscsi", data=Sealed(data)))
-"""
-
-
-@pytest.mark.parametrize("how", ["hang", "deaf", "hang-fork"])
-def test_the_death_of_the_parent_ends_helper_and_commands(how: str, pretend: PretendHost) -> None:
-    """Told by the signal of its death, by the end of standard input, or by both."""
-    pretend.behave(connect=[how.removesuffix("-fork")])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])}
-    forked = pretend.root / "forked"
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(pretend.root), how], env=environment) as parent:
-        until(lambda: bool(pids(pretend)), "the hanging call")
-        if how == "hang-fork":
-            until(lambda: forked.exists() and forked.read_text() != "", "the fork")
-        assert all(runs(number) for number in pids(pretend))
-        parent.kill()
-    try:
-        until(lambda: not any(runs(number) for number in pids(pretend)), "the end of helper and command", limit=20.0)
-    finally:
-        for number in [*pids(pretend), *([int(forked.read_text())] if forked.exists() else [])]:
-            if runs(number):
-                os.kill(number, signal.SIGKILL)
 
 
 # os-brick's arguments
@@ -234,7 +131,7 @@ def test_only_the_hosts_settings_go_to_the_helper() -> None:
 
 def test_no_secret_in_arguments_or_environment(pretend: PretendHost, hanging: Hanging) -> None:
     folder = Path(f"/proc/{hanging.helper}")
-    assert b"tether.adapters.host.helper" in (folder / "cmdline").read_bytes()
+    assert b"tether.adapters.host.origin" in (folder / "cmdline").read_bytes()
     assert PASSWORD.encode() not in (folder / "cmdline").read_bytes()
     assert PASSWORD.encode() not in (folder / "environ").read_bytes()
 
@@ -307,7 +204,7 @@ def test_the_real_os_brick_gives_the_connector(tmp_path: Path) -> None:
 
 def test_importing_the_adapter_brings_no_os_brick_and_no_eventlet() -> None:
     code = (
-        "import sys, tether.adapters.host.brick, tether.adapters.host.helper;"
+        "import sys, tether.adapters.host.brick, tether.adapters.host.origin;"
         "print([name for name in sys.modules if name in ('eventlet', 'os_brick', 'oslo_service', 'oslo_config')])"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -48,11 +48,11 @@ class Ask(ShowOne):
         )
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        from tether.cli.work import carry_out
-        from tether.runner.requests import submit
-
         job_id = str(uuid.uuid4())
-        with self.world(f"req-{job_id}") as world:
+        with self.world(f"req-{job_id}", connects=True) as world:
+            from tether.cli.work import carry_out
+            from tether.runner.requests import submit
+
             title = f"{self.kind} {parsed_args.volume} · {parsed_args.server}"
             job = carry_out(
                 self.app, world, title, lambda runner: submit(runner, self.kind, self.request(parsed_args), job_id)

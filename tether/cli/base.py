@@ -80,13 +80,25 @@ class Reported:
         return Path(self.app.options.sim) if self.app.options.sim else None
 
     @contextmanager
-    def world(self, request_id: str = "") -> Iterator[World]:
-        """Open the world of the global options."""
+    def world(self, request_id: str = "", *, connects: bool = False) -> Iterator[World]:
+        """Open the world of the global options.
+
+        Args:
+            request_id: the ``global_request_id`` of every call to Cinder.
+            connects: the host will be asked for more than what it holds.
+        """
         from tether.cli.logs import BOUND
-        from tether.runner.world import open_world
 
         BOUND.request_id = request_id or "-"
-        with open_world(self.app.settings(), sim=self.sim, request_id=request_id) as world:
+        settings = self.app.settings()
+        if connects and not self.sim:
+            from tether.adapters.host.brick import prepare
+
+            # Before the rest is imported, so that both happen at the same time.
+            prepare(settings)
+        from tether.runner.world import open_world
+
+        with open_world(settings, sim=self.sim, request_id=request_id) as world:
             yield world
 
     @contextmanager

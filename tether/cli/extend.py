@@ -31,12 +31,12 @@ class Extend(ShowOne):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        from tether.cli.work import carry_out
-        from tether.runner.extend import Extension, submit_extend
-
-        asked = Extension(parsed_args.volume, parsed_args.size, parsed_args.request_id, not parsed_args.no_wait)
         job_id = str(uuid.uuid4())
-        with self.world(f"req-{job_id}") as world:
+        with self.world(f"req-{job_id}", connects=True) as world:
+            from tether.cli.work import carry_out
+            from tether.runner.extend import Extension, submit_extend
+
+            asked = Extension(parsed_args.volume, parsed_args.size, parsed_args.request_id, not parsed_args.no_wait)
             title = f"extend {asked.volume} · {asked.size} GiB"
             job = carry_out(self.app, world, title, lambda runner: submit_extend(runner, asked, job_id))
             mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)

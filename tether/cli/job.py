@@ -163,7 +163,6 @@ class ResumeJob(Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-        from tether.cli.work import take_up, take_up_many
         from tether.errors import UsageError
 
         named = [bool(parsed_args.jobs), parsed_args.last, parsed_args.all]
@@ -176,7 +175,9 @@ class ResumeJob(Lister):
             else:
                 found = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
                 jobs = list({job.id: job for job in found}.values())
-        with self.world(jobs[0].request_id if len(jobs) == 1 else "") as world:
+        with self.world(jobs[0].request_id if len(jobs) == 1 else "", connects=True) as world:
+            from tether.cli.work import take_up, take_up_many
+
             if parsed_args.all:
                 here = world.tools.host.identity().machine_id
                 others = [job for job in jobs if job.place.machine_id != here]
@@ -209,11 +210,11 @@ class AbortJob(_OneJob):
     fields = JOB_FIELDS
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        from tether.cli.work import take_up
-
         with self.ledger() as book:
             job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
-        with self.world(job.request_id) as world:
+        with self.world(job.request_id, connects=True) as world:
+            from tether.cli.work import take_up
+
             title = f"abort {job.kind} of {job.volume_name} · {job.server_name}"
             job = take_up(self.app, world, title, lambda runner: runner.abort(job), wanted="rolled-back")
         self.exit_code = 0 if job.state == "rolled-back" else job.exit_code or 1

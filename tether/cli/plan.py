@@ -24,9 +24,9 @@ class _Plan(Ask):
     fields = ()  # its own, which are known once it is made
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        from tether.runner.preview import preview
+        with self.world(connects=True) as world:
+            from tether.runner.preview import preview
 
-        with self.world() as world:
             self.preview = preview(world.tools, self.kind, self.request(parsed_args))
         self.exit_code = self.preview.exit_code
         fields = _fields(self.preview)

@@ -52,7 +52,7 @@ class Repairing(Lister):
         """
         self.volume, self.server = volume, server
         self.results: dict[tuple[str, ...], tuple[Action, str, str]] = {}
-        with self.world() as world:
+        with self.world(connects=apply) as world:
             survey, plan = self._look(world)
             if apply:
                 survey, plan = self._apply(world, survey, plan)

@@ -1,7 +1,7 @@
 """The host by os-brick, in a helper process of its own.
 
 os-brick reads the global CONF, brings eventlet along, and may hang in a command; so each verb runs in a
-process that can be ended together with all that it has started.
+process that can be ended together with all that it has started: a fork of one that has os-brick loaded.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ LOG = logging.getLogger(__name__)
 def open_host(settings: Settings) -> BrickHost | NetworkHost:
     """Return the host for the data path that is set."""
     return NetworkHost(settings) if settings.data_path == "network" else BrickHost(settings)
+
+
+def prepare(settings: Settings) -> None:
+    """Have os-brick loaded for a host that will connect or disconnect, while the caller does something else."""
+    if settings.data_path == "host":
+        process.prepare(_environment())
 
 
 class BrickHost:
@@ -125,9 +131,9 @@ class BrickHost:
         asked = helper.request(verb, self._settings, self._places, words)
         started = time.monotonic()
         ended = process.run(
-            [sys.executable, "-P", "-m", helper.__name__],
             json.dumps(asked).encode() + b"\n",
             environment=_environment(),
+            brick=verb in helper.OF_BRICK,
             limit=self._settings.host_timeout,
             settle=self._settings.host_settle,
         )
@@ -154,10 +160,7 @@ class BrickHost:
 
 
 def _environment() -> dict[str, str]:
-    """Return the helper's environment: ours, with this very tether at the end of the import path.
-
-    The helper runs with ``-P``: as root, it must not import from whatever directory the caller is in.
-    """
+    """Return the helper's environment: ours, with this very tether at the end of the import path."""
     package = sys.modules["tether"].__file__ or ""
     paths = [os.environ.get("PYTHONPATH", ""), str(Path(package).parents[1])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}

@@ -1,4 +1,4 @@
-"""The calls to os-brick. Only the helper process imports this module.
+"""The calls to os-brick. Only the helper processes and their origin load it.
 
 os-brick reads oslo.config's global CONF, takes its looping calls from oslo.service, and runs its
 privileged calls through oslo.privsep: all three are set up here, once for the process.
@@ -6,6 +6,7 @@ privileged calls through oslo.privsep: all three are set up here, once for the p
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any
 from tether.settings import Settings
 
 
-def set_up(settings: Settings) -> None:
-    """Prepare this process for os-brick, as root and without a privsep daemon, sudo or eventlet.
+def load() -> None:
+    """Import os-brick, without eventlet; :func:`set_up` does it where it has not been done.
 
     ``init_backend`` comes before anything that imports os_brick: oslo.service's default backend is
     eventlet, even in a process that never asked for it. Nor is eventlet imported by those who only probe
@@ -27,6 +28,14 @@ def set_up(settings: Settings) -> None:
     from oslo_service import backend
 
     backend.init_backend(backend.BackendType.THREADING)
+
+    # Which imports every connector.
+    importlib.import_module("os_brick.initiator.connector")
+
+
+def set_up(settings: Settings) -> None:
+    """Prepare this process for os-brick, as root and without a privsep daemon or sudo."""
+    load()
 
     import os_brick
     from os_brick import privileged

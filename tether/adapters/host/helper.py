@@ -4,23 +4,20 @@ The request is one line of JSON on standard input, the answer one line on standa
 on these two only. Standard input stays open while the helper works: when it ends, the one who asked is
 gone, and the helper ends itself together with the commands that os-brick has started.
 
-Run as ``python -m tether.adapters.host.helper`` in a session of its own.
+It is a fork of :mod:`tether.adapters.host.origin`, in a session of its own.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import logging
 import os
+import select
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from io import FileIO
-from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from tether.adapters.host import errors
 from tether.adapters.host.local import LocalHost
@@ -30,7 +27,8 @@ from tether.errors import TetherError
 from tether.sealed import scrub, secrets_in
 from tether.settings import Settings
 
-_PR_SET_PDEATHSIG = 1
+#: The verbs that call os-brick.
+OF_BRICK = ("connector", "connect", "disconnect", "extend")
 
 
 def carry_out(request: Mapping[str, Any]) -> Any:
@@ -75,15 +73,18 @@ def request(verb: str, settings: Settings, places: Places, words: Mapping[str, A
     return {"verb": verb, "settings": chosen, "places": asdict(places), "words": dict(words)}
 
 
-def main(requests: FileIO, answers: TextIO) -> None:
+def main(requests: FileIO, answers: TextIO, tether: int) -> None:
     """Read one request, carry it out, write the answer.
 
     Args:
-        requests: unbuffered, so that the thread that reads on holds no lock when the process exits.
+        requests: unbuffered, so that no lock is held when the process exits.
+        tether: the process that asks (a pidfd).
     """
-    _die_with_parent()
+    threading.Thread(target=_end_with, args=(requests.fileno(), tether), daemon=True).start()
     line = requests.readline()
-    threading.Thread(target=_end_with, args=(requests,), daemon=True).start()
+    if not line.endswith(b"\n"):
+        # The one who asked has given up before.
+        return
     asked = json.loads(line)
     secrets = secrets_in(asked["words"])
     try:
@@ -94,33 +95,14 @@ def main(requests: FileIO, answers: TextIO) -> None:
     answers.flush()
 
 
-def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent's thread ends, and end the whole group on it.
+def _end_with(requests: int, tether: int) -> None:
+    """End the group when tether has ended, or the other end of standard input is closed.
 
-    SIGKILL would end this process alone, and leave an ``iscsiadm --login`` at work.
+    Both are looked at: a fork of tether keeps the other end open, and tether may close it and live on. To end
+    this process alone would leave an ``iscsiadm --login`` at work.
     """
-    signal.signal(signal.SIGTERM, _end_group)
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        _end_group(signal.SIGTERM, None)
-
-
-def _end_with(requests: FileIO) -> None:
-    """End the group when the other end of standard input is closed."""
-    while requests.read(1):
-        pass
-    _end_group(signal.SIGTERM, None)
-
-
-def _end_group(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  a signal handler's
+    waiting = select.poll()
+    waiting.register(requests, 0)
+    waiting.register(tether, select.POLLIN)
+    waiting.poll()
     os.killpg(os.getpgrp(), signal.SIGKILL)
-    raise SystemExit(number)
-
-
-if __name__ == "__main__":
-    # os-brick's commands may write to standard output: the answer goes through a copy of it.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
-        os.dup2(2, 1)
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
-        main(FileIO(0, closefd=False), channel)

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 from os_brick import exception
 
@@ -15,6 +16,10 @@ ROOT = pathlib.Path(os.environ["FAKE_BRICK_DIR"])
 def log(*words):
     with (ROOT / "calls").open("a") as handle:
         print(*words, file=handle)
+
+
+with (ROOT / "loads").open("a") as handle:
+    print(os.getpid(), file=handle)
 
 
 def behaviour(call):
@@ -30,17 +35,12 @@ def behaviour(call):
 
 def misbehave(what, data):
     """Go wrong as told; the words of a failure carry the password, as iscsiadm's command line would."""
-    if what == "hang":
-        child = subprocess.Popen(["sleep", "600"])
-        log("pids", os.getpid(), child.pid)
-        child.wait()
-    if what == "deaf":  # as hang, with the signal of the parent's death not handled
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        misbehave("hang", data)
-    if what == "die":
-        child = subprocess.Popen(["sleep", "600"])
-        log("pids", os.getpid(), child.pid)
-        os.kill(os.getpid(), signal.SIGKILL)
+    if what in COMMANDS:
+        COMMANDS[what]()
+    if what == "gate":
+        log("pids", os.getpid())
+        while not (ROOT / "open").exists():
+            time.sleep(0.02)
     if what == "fail":
         raise exception.VolumeDeviceNotFound(f"Volume device not found at {data.get('auth_password')}.")
     if what == "crash":
@@ -48,6 +48,39 @@ def misbehave(what, data):
     if what == "noise":
         print("on standard output", data.get("auth_password"), flush=True)
         print("on standard error", data.get("auth_password"), file=sys.stderr, flush=True)
+    if what == "long":
+        print("y" * 3_000_000, file=sys.stderr, flush=True)
+
+
+def hang():
+    child = subprocess.Popen(["sleep", "600"])
+    log("pids", os.getpid(), child.pid)
+    child.wait()
+
+
+def be_deaf():
+    """Hang, with no ear for a signal that may be ignored."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hang()
+
+
+def die():
+    child = subprocess.Popen(["sleep", "600"])
+    log("pids", os.getpid(), child.pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang_with_family():
+    script = 'sleep 600 & echo "pids $0 $$ $!" >> "$FAKE_BRICK_DIR/calls"; wait'
+    subprocess.run(["sh", "-c", script, str(os.getpid())], check=True)
+
+
+def leave_family():
+    child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE)
+    log("pids", os.getpid(), child.pid, child.stdout.readline().decode().strip())
+
+
+COMMANDS = {"hang": hang, "deaf": be_deaf, "die": die, "family": hang_with_family, "leave": leave_family}
 
 
 def get_connector_properties(root_helper, my_ip, multipath, enforce_multipath, *, host=None):
