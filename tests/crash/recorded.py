@@ -21,7 +21,7 @@ from tether.matrix.bench import volume_id
 from tether.matrix.journeys import Flow, flows
 from tether.matrix.wrecks import WRECKS
 from tether.persistence import schema
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 DATA = ROOT / "tests/data"
 #: Recorded worlds hold paths, so that each lies where it was recorded.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 ATTACHMENT = "<attachment>"
 OWNER = "<owner mark>"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tether import faults
 from tether.flows.registry import CURRENT, parts
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.sim.script import CALLS
 from tether.tasks.step import Step
 

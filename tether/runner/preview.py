@@ -15,7 +15,8 @@ from tether.errors import TetherError
 from tether.flows.calls import ATTACHMENT, Case, calls_of
 from tether.flows.plan import StepFacts, facts_of, pivot_of, shape
 from tether.flows.registry import CURRENT
-from tether.persistence.ledger import Job, MappingRow, Params, Place
+from tether.persistence.ledger import Job, MappingRow, Place
+from tether.persistence.params import Params
 from tether.runner.requests import (
     Request,
     already_detached,

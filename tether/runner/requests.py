@@ -11,7 +11,8 @@ from tether.adapters.guest.model import Definition, Scope, Server
 from tether.adapters.guest.slots import target_name
 from tether.errors import ConflictError, FinalError, HeldError, NotFound, OperatorNeeded, UsageError
 from tether.flows.registry import CURRENT
-from tether.persistence.ledger import Job, MappingRow, Params
+from tether.persistence.ledger import Job, MappingRow
+from tether.persistence.params import Params
 from tether.runner.jobs import DONE, Runner
 from tether.tasks.evidence import find_evidence
 from tether.tasks.run import Toolbox
