@@ -74,6 +74,10 @@ class PretendHost:
     def behave(self, **calls: list[str]) -> None:
         (self.root / "behave.json").write_text(json.dumps(calls))
 
+    def flush(self, how: str) -> None:
+        """Have every flush of a device ``fail`` or ``hang`` from now on."""
+        (self.root / "flush").write_text(how)
+
     def calls(self) -> list[str]:
         path = self.root / "calls"
         return path.read_text().splitlines() if path.exists() else []

@@ -26,7 +26,7 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -160,9 +160,23 @@ class SimHost:
 
         self._perform("host.unlink", volume_id, None, effect)
 
-    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
+    def disconnect(
+        self, volume_id: str, connection: Connection, others: Collection[str] = (), *, force: bool = False
+    ) -> list[str]:
+        failed: list[str] = []
+
+        def unflushed(book: Book) -> None:
+            failed.extend(self._machine.log_out_unflushed(book, volume_id, force=force))
+
         pending = {"verb": "disconnect", "volume_id": volume_id}
-        self._perform("host.disconnect", volume_id, pending, lambda book: self._machine.log_out(book, volume_id))
+        self._perform(
+            "host.disconnect",
+            volume_id,
+            pending,
+            lambda book: self._machine.log_out(book, volume_id),
+            instead={"no-flush": unflushed},
+        )
+        return failed
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
         book = self._read()
@@ -277,13 +291,16 @@ class SimHost:
         volume_id: str,
         pending: dict[str, Any] | None,
         effect: Callable[[Book], None],
+        *,
         cut_off: Callable[[Book], None] | None = None,
+        instead: Mapping[str, Callable[[Book], None]] | None = None,
     ) -> None:
         """Carry out one verb as one locked change, or fail as the script says.
 
         Args:
             pending: what a late call leaves in the book, without secrets; None if it will have no effect.
             cut_off: what is there if the helper is killed amid its work; by default all of it.
+            instead: by scripted action, the effect that it has in place of the usual one.
         """
         scripted = script.take(self._store, call)
         action = scripted.action if scripted else ""
@@ -308,7 +325,7 @@ class SimHost:
             self._lose_helper(lambda: self._change(cut_off or effect))
             raise _no_answer(call, volume_id)
         try:
-            self._change(effect)
+            self._change((instead or {}).get(action, effect))
         except FinalError:
             if action != "lost-reply":
                 raise

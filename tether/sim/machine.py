@@ -67,6 +67,25 @@ class Machine:
         book["links"][volume_id] = f"/dev/mapper/{crypt['name']}" if crypt else device["path"]
 
     def log_out(self, book: Book, volume_id: str) -> None:
+        self._refuse_in_use(book, volume_id)
+        for part in ("devices", "links", "sessions", "maps"):
+            book.get(part, {}).pop(volume_id, None)
+
+    def log_out_unflushed(self, book: Book, volume_id: str, *, force: bool) -> list[str]:
+        """Log out from a device that cannot be flushed, if that is forced; return what was passed over."""
+        self._refuse_in_use(book, volume_id)
+        device = book["devices"].get(volume_id)
+        failed = [f"flushing {device['path']} failed: Input/output error"] if device else []
+        if failed and not force:
+            raise UncertainError(
+                f"volume {volume_id} is not disconnected: {failed[0]}",
+                resource=f"volume {volume_id}",
+                hint="check the paths to the storage (multipath -ll, lsblk)",
+            )
+        self.log_out(book, volume_id)
+        return failed
+
+    def _refuse_in_use(self, book: Book, volume_id: str) -> None:
         if volume_id in book["crypt"]:
             raise FinalError(
                 f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
@@ -79,8 +98,6 @@ class Machine:
                 resource=f"volume {volume_id}",
                 hint="detach the disk from the guest first",
             )
-        for part in ("devices", "links", "sessions", "maps"):
-            book.get(part, {}).pop(volume_id, None)
 
     def extend(self, book: Book, volume_id: str) -> None:
         volume = self._store.read("cinder")["volumes"][volume_id]
