@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import JOB_FIELDS, ShowOne, job_fields
+from tether.cli.consent import add_force, is_forced
 
 if TYPE_CHECKING:
     from tether.runner.requests import Request
@@ -51,12 +52,10 @@ class Ask(ShowOne):
         from tether.cli.work import carry_out
         from tether.runner.requests import submit
 
-        job_id = str(uuid.uuid4())
+        job_id, request = str(uuid.uuid4()), self.request(parsed_args)  # refused words change nothing
         with self.world(f"req-{job_id}") as world:
             title = f"{self.kind} {parsed_args.volume} · {parsed_args.server}"
-            job = carry_out(
-                self.app, world, title, lambda runner: submit(runner, self.kind, self.request(parsed_args), job_id)
-            )
+            job = carry_out(self.app, world, title, lambda runner: submit(runner, self.kind, request, job_id))
             mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
             fields = job_fields(job, live=False)
         self.exit_code = job.exit_code if job.exit_code is not None else 0
@@ -119,6 +118,16 @@ class Detach(Ask):
     """
 
     kind = "detach"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_force(parser)
+        return parser
+
+    def request(self, parsed_args: argparse.Namespace) -> Request:
+        from dataclasses import replace
+
+        return replace(super().request(parsed_args), force=is_forced(parsed_args))
 
 
 class Adopt(Ask):

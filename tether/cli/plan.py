@@ -26,8 +26,9 @@ class _Plan(Ask):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         from tether.runner.preview import preview
 
+        request = self.request(parsed_args)
         with self.world() as world:
-            self.preview = preview(world.tools, self.kind, self.request(parsed_args))
+            self.preview = preview(world.tools, self.kind, request)
         self.exit_code = self.preview.exit_code
         fields = _fields(self.preview)
         return tuple(fields), tuple(fields.values())

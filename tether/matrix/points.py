@@ -20,6 +20,7 @@ OTHERS = {
     "commit.job.end": "a job's end, with its lease given up",
     "commit.job.leave": "a run is interrupted, and its job left to be resumed",
     "commit.job.renew": "a lease is taken anew that has lapsed, while the machine slept",
+    "commit.job.force": "a resume makes a detach forced",
     "commit.header.format": "it is decided to format an encrypted volume",
     "commit.header.open": "an encrypted volume is about to be opened",
     "commit.prune": "a batch of ended jobs is deleted",

@@ -100,6 +100,11 @@ class Job:
         """The owner mark of this job's attachment."""
         return owner_of(self.id)
 
+    @property
+    def called(self) -> str:
+        """What people call it: its kind, and whether it is forced."""
+        return f"forced {self.kind}" if self.params.force else self.kind
+
     def is_live(self, now: float) -> bool:
         """Return True while a runner works on it: the lease has not lapsed, and its owner is not provably dead."""
         return self.runner is not None and now < (self.expires_at or 0.0) and not self.runner.is_dead

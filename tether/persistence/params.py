@@ -23,7 +23,8 @@ class Params:
         format_luks: the operator gives up what an encrypted volume without a LUKS header holds.
         header: how far an attach by dm-crypt has come: ``none``, ``format`` (it was decided to format the volume),
             ``open`` (it was about to be opened); empty for other jobs, and for those of releases without it.
-        force: a detach goes on where the host cannot flush the device: the operator gives up what was not written.
+        force: by what a detach goes on where the host cannot flush the device, since the operator gives up what was
+            not written: its ``request``, or a ``resume``; empty for one that does not.
     """
 
     device: str = ""
@@ -38,4 +39,4 @@ class Params:
     size: int = 0
     format_luks: bool = False
     header: str = ""
-    force: bool = False
+    force: str = ""
