@@ -42,8 +42,8 @@ NETWORK_NOTE = (
     " sizes come with the export as well"
 )
 FORCE_NOTE = (
-    "--force passes over a flush that fails: what was written and has not reached the storage is lost; a guest that"
-    " runs must let the disk go all the same"
+    "--force passes over a flush that fails: what was written and has not reached the storage may be lost; a guest"
+    " that runs must let the disk go all the same"
 )
 
 

@@ -63,7 +63,7 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
             refuse_opened(run)
         others = sources_elsewhere(run, connection)
         for failed in run.tools.host.disconnect(run.job.volume_id, connection, others, force=forced):
-            LOG.warning("volume %s: %s; what had not been written by then is lost", run.job.volume_name, failed)
+            LOG.warning("volume %s: %s; what had not been written by then may be lost", run.job.volume_name, failed)
         left = run.tools.host.residue(run.job.volume_id, connection)
         if left:
             raise UncertainError(
