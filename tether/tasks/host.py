@@ -265,12 +265,11 @@ class DisconnectHost(Step):
         try:
             disconnect(self.run, self.run.mapping().attachment_id, dict(self.tools.host.connector()))
         except UncertainError as error:
-            if self.job.params.force:
-                raise
-            again = f"tether job resume {self.job.id}"
-            raise UncertainError(
-                error.message,
-                resource=error.resource,
-                hint=f"{error.hint}, then: {again}; if its storage is gone for good: {again} --force"
-                " --accept-lost-writes",
-            ) from error
+            raise UncertainError(error.message, resource=error.resource, hint=self._ways_out(error.hint)) from error
+
+    def _ways_out(self, hint: str) -> str:
+        """Return a hint with what only an operator can decide: that the storage will not come back."""
+        if self.job.params.force:
+            return hint
+        again = f"tether job resume {self.job.id}"
+        return f"{hint}, then: {again}; if its storage is gone for good: {again} --force --accept-lost-writes"
