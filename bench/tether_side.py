@@ -27,10 +27,11 @@ from tether.clock import SystemClock
 from tether.flows import attach, registry
 from tether.persistence.database import Database
 from tether.persistence.leases import Leases
-from tether.persistence.ledger import Job, Ledger, Params
+from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
 from tether.persistence.owner import Owner
+from tether.persistence.params import Params
 from tether.runner.jobs import Runner
 from tether.runner.requests import Request, submit
 from tether.settings import Settings

@@ -185,7 +185,7 @@ def picture(kind: str) -> str:
     """Return the drawing of a flow."""
     from tether.flows.graph import graph
     from tether.flows.svg import to_svg
-    from tether.persistence.ledger import Params
+    from tether.persistence.params import Params
 
     return to_svg(graph(kind, Params()))
 

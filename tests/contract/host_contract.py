@@ -10,12 +10,13 @@ import pytest
 
 from tether.adapters.cinder.model import Connection, Encryption
 from tether.adapters.host.model import Header, Host, as_json, from_json, survey_as_json, survey_from_json
-from tether.errors import FinalError
+from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
 
 Exported = Callable[[], tuple[str, Connection]]
 Unexport = Callable[[str], None]
 Grow = Callable[[str, int], None]
+NoFlush = Callable[[], None]
 
 LUKS = Encryption(provider="luks", key_id="key-1", cipher="aes-xts-plain64", key_size=256)
 PASSPHRASE: Sealed[str] = Sealed("correct horse battery staple")
@@ -24,8 +25,8 @@ GIB = 1024**3
 
 class HostContract:
     """Subclasses bring the fixtures ``host``, ``exported`` (makes and exports a volume of 1 GiB whose LUKS
-    passphrase is PASSPHRASE), ``blank`` (one without a header), ``unexport``, and ``grow`` (gives the backend's volume
-    a size in bytes)."""
+    passphrase is PASSPHRASE), ``blank`` (one without a header), ``unexport``, ``grow`` (gives the backend's volume
+    a size in bytes), and ``no_flush`` (from now on no device of this host can be flushed: its storage is gone)."""
 
     def test_identity_is_stable_and_complete(self, host: Host) -> None:
         identity = host.identity()
@@ -146,6 +147,32 @@ class HostContract:
         host.connect(volume_id, connection)
         unexport(volume_id)
         host.disconnect(volume_id, connection)
+        assert host.residue(volume_id, connection) == []
+
+    def test_what_cannot_be_flushed_stays_unless_it_is_forced(
+        self, host: Host, exported: Exported, no_flush: NoFlush
+    ) -> None:
+        volume_id, connection = exported()
+        other_id, other = exported()
+        device, kept = host.connect(volume_id, connection), host.connect(other_id, other)
+        no_flush()
+        for _ in range(2):
+            with pytest.raises(UncertainError) as caught:
+                host.disconnect(volume_id, connection)
+            assert volume_id in caught.value.message
+            assert host.find(volume_id) == device
+        (failed,) = host.disconnect(volume_id, connection, force=True)
+        assert "Input/output error" in failed
+        assert host.residue(volume_id, connection) == []
+        assert host.find(other_id) == kept
+        assert host.disconnect(volume_id, connection, force=True) == []
+
+    def test_force_passes_nothing_over_where_all_is_well(self, host: Host, exported: Exported) -> None:
+        volume_id, connection = exported()
+        host.connect(volume_id, connection)
+        assert host.disconnect(volume_id, connection) == []
+        host.connect(volume_id, connection)
+        assert host.disconnect(volume_id, connection, force=True) == []
         assert host.residue(volume_id, connection) == []
 
     def test_two_volumes_do_not_touch_each_other(self, host: Host, exported: Exported) -> None:
@@ -314,6 +341,7 @@ class HostContract:
         volume_id, connection = exported()
         host.connect(volume_id, connection)
         opened = host.open_encryption(volume_id, LUKS, PASSPHRASE)
-        with pytest.raises(FinalError, match="dm-crypt"):
-            host.disconnect(volume_id, connection)
-        assert host.find(volume_id) == opened
+        for force in (False, True):
+            with pytest.raises(FinalError, match="dm-crypt"):
+                host.disconnect(volume_id, connection, force=force)
+            assert host.find(volume_id) == opened

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.host import PretendHost
 from tether.adapters.host.brick import BrickHost
 
-from .host_contract import Exported, Grow, HostContract, Unexport
+from .host_contract import Exported, Grow, HostContract, NoFlush, Unexport
 
 
 @pytest.fixture
@@ -40,6 +40,11 @@ def blank(pretend: PretendHost) -> Exported:
 @pytest.fixture
 def unexport(pretend: PretendHost) -> Unexport:
     return pretend.unexport
+
+
+@pytest.fixture
+def no_flush(pretend: PretendHost) -> NoFlush:
+    return lambda: pretend.flush("fail")
 
 
 class TestBrickHost(HostContract):

@@ -22,7 +22,7 @@ from tether.sim.host import SimHost, seed_host
 from tether.sim.keys import SimKeys
 from tether.sim.store import Store
 
-from .host_contract import GIB, LUKS, PASSPHRASE, Exported, Grow, HostContract, Unexport
+from .host_contract import GIB, LUKS, PASSPHRASE, Exported, Grow, HostContract, NoFlush, Unexport
 
 PASSWORD = "chap-Secret-12"
 
@@ -97,6 +97,11 @@ def unexport(store: Store) -> Unexport:
     return remove
 
 
+@pytest.fixture
+def no_flush(store: Store) -> NoFlush:
+    return lambda: scripted(store, "disconnect", "no-flush", times=-1)
+
+
 class TestSimHost(HostContract):
     """The contract."""
 
@@ -136,9 +141,11 @@ def test_a_running_guest_holds_the_device_open(host: SimHost, exported: Exported
     device = host.find(volume_id)
     assert device is not None
     assert device.open_count == 1
-    with pytest.raises(FinalError, match="open"):
-        host.disconnect(volume_id, connection)
-    assert host.find(volume_id) == device
+    scripted(store, "disconnect", "no-flush", times=2, skip=1)
+    for force in (False, False, True):
+        with pytest.raises(FinalError, match="open"):
+            host.disconnect(volume_id, connection, force=force)
+        assert host.find(volume_id) == device
     (guest / "live.xml").unlink()
     host.disconnect(volume_id, connection)
     assert host.residue(volume_id, connection) == []

@@ -20,7 +20,7 @@ from tether.adapters.guest.disk import reaches_by_network, render, spec_for
 from tether.adapters.guest.slots import Slot
 from tether.adapters.host import wwid
 from tether.adapters.host.model import Device
-from tether.errors import FinalError
+from tether.errors import FinalError, UncertainError
 from tether.settings import Settings
 from tether.tasks.host import mismatch
 
@@ -121,6 +121,26 @@ def live(recorded: RecordedHost, record: dict[str, Any], *, multipath: bool) -> 
 @of("attach", "detach", where=by_host)
 def test_what_is_connected_is_found_and_nothing_is_left_of_it(recorded: RecordedHost, name: str) -> None:
     live(recorded, RECORDS[name], multipath=False)
+
+
+@pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if by_host(record)])
+def test_what_is_dead_goes_when_it_is_forced(recorded: RecordedHost, name: str) -> None:
+    record = RECORDS[name]
+    exported(recorded, record)
+    host, before = recorded.local(), recorded.books()
+    device = host.connect(*words(record))
+    recorded.brick.dead = True
+    with pytest.raises(UncertainError):
+        host.disconnect(*words(record))
+    assert host.find(record["volume_id"]) == device
+    if record["protocol"] == "storpool":  # its connector wants what only a connect can tell
+        with pytest.raises(UncertainError):
+            host.disconnect(*words(record), force=True)
+        return
+    (failed,) = host.disconnect(*words(record), force=True)
+    assert "Input/output error" in failed
+    assert host.residue(*words(record)) == []
+    assert recorded.books() == before
 
 
 @of("multipath", where=lambda record: record["host"]["multipath"])

@@ -27,9 +27,10 @@ from tether.errors import ConflictError, HeldError
 from tether.persistence import owner
 from tether.persistence.database import Database
 from tether.persistence.leases import Leases
-from tether.persistence.ledger import Job, Ledger, Params
+from tether.persistence.ledger import Job, Ledger
 from tether.persistence.logbook import Logbook
 from tether.persistence.owner import Owner
+from tether.persistence.params import Params
 from tether.runner.engine import plan_of
 from tether.runner.jobs import Runner
 from tether.settings import Settings

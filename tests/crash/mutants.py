@@ -45,7 +45,7 @@ from tether.flows.registry import CURRENT, parts
 from tether.matrix import campaign as matrix
 from tether.matrix.campaign import Campaign, Wanted
 from tether.matrix.trial import Case
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks import volume
 from tether.tasks.run import Run
 from tether.tasks.step import Step

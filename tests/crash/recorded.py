@@ -21,7 +21,7 @@ from tether.matrix.bench import volume_id
 from tether.matrix.journeys import Flow, flows
 from tether.matrix.wrecks import WRECKS
 from tether.persistence import schema
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 DATA = ROOT / "tests/data"
 #: Recorded worlds hold paths, so that each lies where it was recorded.
@@ -50,7 +50,7 @@ def place() -> Iterator[Path]:
 def stops(kind: str) -> dict[str, tuple[Flow, str]]:
     """Return by its name everything that is recorded of a kind: a flow, and each of its steps that has an effect.
 
-    A step of one dialect is recorded in the first flow that has it.
+    A step of one dialect is recorded in the first flow that has it. A forced detach has the steps of any other.
     """
     found: dict[str, tuple[Flow, str]] = {}
     seen = set()
@@ -58,7 +58,8 @@ def stops(kind: str) -> dict[str, tuple[Flow, str]]:
         params = Params(
             dialect=flow.variant.dialect, data_path=flow.variant.data_path, encrypted=flow.variant.volume == "secret1"
         )
-        built = [part.build(params) for part in parts(kind, CURRENT[kind])] if flow.kind == kind else []
+        wanted = flow.kind == kind and not flow.variant.force
+        built = [part.build(params) for part in parts(kind, CURRENT[kind])] if wanted else []
         for step in (step for part in built for step, _data in part.iter_nodes()):
             key = (flow.start, params.dialect, step.label)
             if step.book and key not in seen:

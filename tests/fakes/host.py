@@ -84,6 +84,10 @@ class PretendHost:
         path = self.root / "loads"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
+    def flush(self, how: str) -> None:
+        """Have every flush of a device ``fail`` or ``hang`` from now on."""
+        (self.root / "flush").write_text(how)
+
     def calls(self) -> list[str]:
         path = self.root / "calls"
         return path.read_text().splitlines() if path.exists() else []

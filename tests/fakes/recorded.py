@@ -6,6 +6,7 @@ path then ends with a slash).
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ class RecordedBrick:
         self.calls: list[tuple[Any, ...]] = []
         #: What the next connects do: ``early`` fails before anything, ``late`` after all is there.
         self.troubles: list[str] = []
+        #: The storage is gone: nothing can be connected, nor flushed.
+        self.dead = False
 
     def know(self, data: Mapping[str, Any], tree: Tree, path: str, *, needs_info: bool = False) -> None:
         """Have a connect with these data bring the tree.
@@ -113,10 +116,10 @@ class RecordedBrick:
         self.calls.append(("connect",))
         trouble = self.troubles.pop(0) if self.troubles else ""
         entry = self._entry(data)
-        if trouble != "early":
+        if trouble != "early" and not self.dead:
             self._host.lay(entry["tree"])
             self._connected = [*(each for each in self._connected if each is not entry), entry]
-        if trouble:
+        if trouble or self.dead:
             raise VolumeDeviceNotFound("Volume device not found at .")
         return {"type": "block", "path": str(self._host.root / entry["path"])}
 
@@ -125,10 +128,14 @@ class RecordedBrick:
     ) -> None:
         self.calls.append(("disconnect", force, ignore_errors))
         entry = self._entry(data)
+        if self.dead and not force:
+            raise OSError(errno.EIO, "Input/output error")
         if entry["info"] and not (device_info and device_info.get("path")):
             return
         self._connected = [each for each in self._connected if each is not entry]
         self._host.take(entry["tree"], {name for each in self._connected for name in each["tree"]})
+        if self.dead and not ignore_errors:
+            raise OSError(errno.EIO, "Input/output error")
 
     def _entry(self, data: Mapping[str, Any]) -> dict[str, Any]:
         return next(each for each in self._known if each["data"] == dict(data))

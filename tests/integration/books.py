@@ -18,10 +18,11 @@ from tether.clock import SystemClock
 from tether.persistence.database import Database
 from tether.persistence.journal import Lease
 from tether.persistence.leases import Leases
-from tether.persistence.ledger import Job, Ledger, MappingRow, Params, Place
+from tether.persistence.ledger import Job, Ledger, MappingRow, Place
 from tether.persistence.logbook import Logbook
 from tether.persistence.migrations import upgrade
 from tether.persistence.owner import Owner
+from tether.persistence.params import Params
 
 PLACE = Place("http://cinder.test", "p", "test:///default", "m", "iqn.test", "", "b")
 

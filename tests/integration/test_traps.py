@@ -20,7 +20,8 @@ from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, Outcome, SimWo
 from tests.integration.books import a_job
 from tether.errors import FinalError, Interrupted
 from tether.flows.registry import Part
-from tether.persistence.ledger import Job, Params
+from tether.persistence.ledger import Job
+from tether.persistence.params import Params
 from tether.runner.jobs import Runner
 from tether.runner.world import World, open_world
 from tether.settings import Settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tether.flows import attach, detach
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks.step import Step
 
 #: Reads, which a kill cannot leave half done: one of their points is enough.

@@ -10,7 +10,7 @@ from taskflow.persistence import models
 from taskflow.storage import Storage
 
 from tether.flows.registry import CURRENT, parts
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.runner.engine import StepStorage, plan_of
 
 

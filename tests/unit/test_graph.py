@@ -11,7 +11,7 @@ import pytest
 
 from tether.flows import graph, svg
 from tether.flows.plan import shape
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 SVG = "{http://www.w3.org/2000/svg}"
 CASES = [

@@ -53,6 +53,17 @@ def test_every_exception_of_os_brick_gets_its_own_verdict() -> None:
         assert type(translate(error, doing="connecting", volume_id="v1", clean=False)) is UncertainError, name
 
 
+def test_what_os_brick_has_collected_is_told() -> None:
+    """The exception's own text is all the tracebacks."""
+    error = made("ExceptionChainer")
+    flush = processutils.ProcessExecutionError(stderr="Input/output error\nmore", exit_code=1, cmd="a password")
+    error._exceptions = [(type(each), each, None) for each in (flush, ValueError("no such map"))]  # type: ignore[attr-defined]
+    told = translate(error, doing="disconnecting", volume_id="v1", clean=False)
+    assert told.message == (
+        "disconnecting volume v1 failed: ExceptionChainer: exit status 1: Input/output error; no such map"
+    )
+
+
 def made_base(names: list[str]) -> list[type]:
     return [ValueError] if "ValueError" in names else [Exception]
 

@@ -76,6 +76,21 @@ def test_a_verb_over_its_limit_is_uncertain(pretend: PretendHost) -> None:
     assert not any(runs(number) for number in pids(pretend))
 
 
+def test_a_flush_that_hangs_ends_with_the_helper_unless_it_is_forced(pretend: PretendHost) -> None:
+    """os-brick gives it 300 s, three times over: then nothing would ever come after it."""
+    volume_id, connection = pretend.exported()
+    device = pretend.host().connect(volume_id, connection)
+    pretend.flush("hang")
+    with pytest.raises(UncertainError, match="did not answer within 3 s"):
+        pretend.host(host_timeout=3.0).disconnect(volume_id, connection)
+    assert pretend.host().find(volume_id) == device
+    begun = len(pretend.calls())
+    (failed,) = pretend.host(host_timeout=16.0).disconnect(volume_id, connection, force=True)
+    assert "Time out after waiting 4.0 seconds when running blockdev" in failed
+    assert [line.split()[0] for line in pretend.calls()[begun:]] == ["factory", "disconnect", "blockdev"]
+    assert pretend.host().residue(volume_id, connection) == []
+
+
 def test_a_killed_helper_is_uncertain_and_takes_its_commands_along(hanging: Hanging) -> None:
     os.kill(hanging.helper, signal.SIGKILL)
     hanging.thread.join()
@@ -191,6 +206,44 @@ def test_the_real_os_brick_is_set_up_without_eventlet(tmp_path: Path) -> None:
     assert second.startswith(f"{tmp_path}/locks ")
     assert "fakes" not in second
     assert "eventlet" not in ended.stderr.lower()
+
+
+FLUSH = """
+import sys, time
+from tether.adapters.host import brick_calls
+from tether.settings import Settings
+settings = Settings(lock_path=sys.argv[1])
+brick_calls.set_up(settings)
+for protocol in ("iscsi", "fibre_channel", "nvmeof"):
+    for limit in (0.5, 300.0):
+        connector = brick_calls._connector(settings, protocol, execute=brick_calls._in_time(limit))
+        begun = time.monotonic()
+        try:
+            connector._linuxscsi.flush_multipath_device("hang" if limit < 1 else "fail")
+        except Exception as error:
+            print(protocol, type(error).__name__, time.monotonic() - begun < 5)
+"""
+
+
+def test_the_real_os_brick_gives_up_a_flush_in_time(tmp_path: Path) -> None:
+    """Each way of flushing goes through what the connector is given; it is tried once."""
+    (tmp_path / "multipath").write_text('#!/bin/sh\n[ "$2" = hang ] && exec sleep 600\nexit 1\n')
+    (tmp_path / "multipath").chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    ended = subprocess.run(
+        [sys.executable, "-c", FLUSH, str(tmp_path / "locks")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.splitlines() == [
+        f"{protocol} {error} True"
+        for protocol in ("iscsi", "fibre_channel", "nvmeof")
+        for error in ("ExecutionTimeout", "ProcessExecutionError")
+    ]
 
 
 def test_the_real_os_brick_gives_the_connector(tmp_path: Path) -> None:

@@ -83,6 +83,15 @@ def test_a_disconnect_that_fails_is_uncertain(pretend: PretendHost) -> None:
         pretend.host().disconnect(volume_id, connection)
 
 
+def test_what_a_forced_disconnect_leaves_is_uncertain_with_what_failed(pretend: PretendHost) -> None:
+    volume_id, connection = pretend.exported()
+    device = pretend.host().connect(volume_id, connection)
+    pretend.behave(disconnect=["fail"])
+    with pytest.raises(UncertainError, match=r"this is left: session .*; disconnecting .* VolumeDeviceNotFound"):
+        pretend.host().disconnect(volume_id, connection, force=True)
+    assert pretend.host().find(volume_id) == device
+
+
 def test_without_sysfs_nothing_is_said(pretend: PretendHost) -> None:
     volume_id, connection = pretend.exported()
     host = BrickHost(pretend.settings, replace(pretend.places, sys=str(pretend.root / "not-mounted")))
@@ -122,8 +131,9 @@ def test_a_device_that_a_process_has_open_is_not_disconnected(pretend: PretendHo
         found = host.find(volume_id)
         assert found is not None
         assert found.open_count == 1
-        with pytest.raises(FinalError, match=f"process {os.getpid()}"):
-            host.disconnect(volume_id, connection)
+        for force in (False, True):
+            with pytest.raises(FinalError, match=f"process {os.getpid()}"):
+                host.disconnect(volume_id, connection, force=force)
     host.disconnect(volume_id, connection)
     assert host.residue(volume_id, connection) == []
 

@@ -18,9 +18,10 @@ from tether.clock import SystemClock
 from tether.errors import FinalError, UncertainError
 from tether.persistence.database import Database
 from tether.persistence.journal import Entry, Lease
-from tether.persistence.ledger import Job, Ledger, Params, Place
+from tether.persistence.ledger import Job, Ledger, Place
 from tether.persistence.logbook import JobConnection, Logbook
 from tether.persistence.migrations import upgrade
+from tether.persistence.params import Params
 
 JOB = "j"
 A_JOB = Job(JOB, "attach", 1, "running", "v", "vol", "s", "guest", "req-j", Params(), Place(*[""] * 7))

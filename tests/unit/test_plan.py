@@ -19,7 +19,7 @@ import tether.tasks.repair
 import tether.tasks.volume
 from tether.errors import FinalError
 from tether.flows import calls, plan, registry
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks.step import Step
 
 ROOMS = (

@@ -24,7 +24,8 @@ from tether.clock import SystemClock
 from tether.errors import FinalError, Interrupted, UncertainError
 from tether.flows import attach, detach
 from tether.flows.registry import CURRENT, parts
-from tether.persistence.ledger import Job, Params, Place
+from tether.persistence.ledger import Job, Place
+from tether.persistence.params import Params
 from tether.settings import Settings
 from tether.tasks.run import Run
 from tether.tasks.step import Step

@@ -16,7 +16,8 @@ from tether.adapters.guest.model import Server
 from tether.audit.drift import Drift, Kind, Owner
 from tether.audit.survey import Survey
 from tether.errors import FinalError
-from tether.persistence.ledger import Job, MappingRow, Params
+from tether.persistence.ledger import Job, MappingRow
+from tether.persistence.params import Params
 from tether.runner.jobs import Runner
 from tether.runner.requests import adopt_params, attach_marked, detach_params, new_job
 from tether.tasks.run import Toolbox

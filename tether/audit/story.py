@@ -153,7 +153,7 @@ def _server(survey: Survey, ledger: Ledger, logbook: Logbook, server_id: str) ->
 
 
 def _subject(job: Job) -> str:
-    return f"job {job.id}: {job.kind} of {job.volume_name}, server {job.server_name}"
+    return f"job {job.id}: {job.called} of {job.volume_name}, server {job.server_name}"
 
 
 def _steps(logbook: Logbook, job: Job) -> list[Step]:

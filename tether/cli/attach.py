@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import JOB_FIELDS, ShowOne, job_fields
+from tether.cli.consent import add_force, is_forced
 
 if TYPE_CHECKING:
     from tether.runner.requests import Request
@@ -47,16 +48,19 @@ class Ask(ShowOne):
             allow_nova=parsed_args.allow_nova,
         )
 
+    def check(self, parsed_args: argparse.Namespace) -> None:
+        """Refuse words that go together badly, before anything is opened."""
+
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        self.check(parsed_args)
         job_id = str(uuid.uuid4())
         with self.world(f"req-{job_id}", connects=True) as world:
             from tether.cli.work import carry_out
             from tether.runner.requests import submit
 
+            request = self.request(parsed_args)
             title = f"{self.kind} {parsed_args.volume} · {parsed_args.server}"
-            job = carry_out(
-                self.app, world, title, lambda runner: submit(runner, self.kind, self.request(parsed_args), job_id)
-            )
+            job = carry_out(self.app, world, title, lambda runner: submit(runner, self.kind, request, job_id))
             mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
             fields = job_fields(job, live=False)
         self.exit_code = job.exit_code if job.exit_code is not None else 0
@@ -119,6 +123,19 @@ class Detach(Ask):
     """
 
     kind = "detach"
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        add_force(parser)
+        return parser
+
+    def check(self, parsed_args: argparse.Namespace) -> None:
+        is_forced(parsed_args)
+
+    def request(self, parsed_args: argparse.Namespace) -> Request:
+        from dataclasses import replace
+
+        return replace(super().request(parsed_args), force=parsed_args.force)
 
 
 class Adopt(Ask):

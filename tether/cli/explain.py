@@ -77,4 +77,4 @@ def _history(story: Story, now: float) -> list[str]:
 
 def _told(job: Job, now: float) -> str:
     way = "from" if job.kind == "detach" else "to"
-    return f"{job.kind} of {job.volume_name} {way} {job.server_name}: {job_state(job, live=job.is_live(now))}"
+    return f"{job.called} of {job.volume_name} {way} {job.server_name}: {job_state(job, live=job.is_live(now))}"

@@ -34,7 +34,7 @@ class _Graph(Command):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         from tether.flows.graph import graph, to_dot, to_mermaid
         from tether.flows.svg import to_svg
-        from tether.persistence.ledger import Params
+        from tether.persistence.params import Params
 
         params = Params(dialect=parsed_args.dialect, data_path=parsed_args.data_path, encrypted=parsed_args.encrypted)
         write = {"dot": to_dot, "mermaid": to_mermaid, "svg": to_svg}[parsed_args.format]

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tether.cli.base import JOB_FIELDS, Lister, ShowOne, job_fields, job_state, moment
+from tether.cli.consent import add_force, is_forced
 from tether.cli.printable import Lines
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class ShowJob(_OneJob):
             "dialect": job.params.dialect,
             "data_path": job.params.data_path,
             "mode": job.params.mode,
+            "forced": FORCED[job.params.force],
             "step": job.step,
             "steps": [f"{name} {state}" for name, state in steps] if self.is_machine else _steps(steps),
             "error": job.error["message"] if job.error else "",
@@ -136,6 +138,8 @@ def _steps(steps: list[tuple[str, str]]) -> str:
     return Lines("\n".join(f"{name.partition('/')[0]}: {state.lower()}" for name, state in steps))
 
 
+#: By what a job is forced, as it is shown.
+FORCED = {"": "", "request": "by its request", "resume": "by a resume"}
 RESUMED = ("job", "kind", "state", "volume", "server", "exit_code")
 #: Exit codes from the one that an operator must know first to the one that needs nothing.
 GRAVEST = (4, 1, 5, 6, 2, 143, 130, 3, 0)
@@ -144,7 +148,7 @@ GRAVEST = (4, 1, 5, 6, 2, 143, 130, 3, 0)
 class ResumeJob(Lister):
     """Take interrupted or blocked jobs up again, each in the direction it had; return the job's own exit code.
 
-    Of several jobs the gravest code: 4, then 1, 5, 6, 2, 3, 0.
+    Of several jobs the gravest code: 4, then 1, 5, 6, 2, 3, 0. With --force one detach becomes a forced one, for good.
     """
 
     fields = RESUMED
@@ -160,11 +164,17 @@ class ResumeJob(Lister):
             action="store_true",
             help="also from a runner that cannot be seen from here: its container or host is known to be down for good",
         )
+        add_force(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         from tether.errors import UsageError
+        from tether.runner.force import resume_forced
+        from tether.runner.jobs import Runner
 
+        forced = is_forced(parsed_args)
+        if forced and (parsed_args.all or len(parsed_args.jobs) > 1):
+            raise UsageError("--force is for one job", hint="name the detach whose writes may be lost, or give --last")
         named = [bool(parsed_args.jobs), parsed_args.last, parsed_args.all]
         if named.count(True) != 1:
             raise UsageError("name the jobs", hint="give JOB… (the beginning of an id is enough), --last, or --all")
@@ -189,7 +199,8 @@ class ResumeJob(Lister):
                     return RESUMED, []
             if len(jobs) == 1:
                 title = f"resume {jobs[0].kind} of {jobs[0].volume_name} · {jobs[0].server_name}"
-                ended = [take_up(self.app, world, title, lambda run: run.resume(jobs[0], fenced=parsed_args.fenced))]
+                resume = resume_forced if forced else Runner.resume
+                ended = [take_up(self.app, world, title, lambda run: resume(run, jobs[0], fenced=parsed_args.fenced))]
             else:
                 ended = take_up_many(self.app, world, jobs, parsed_args.parallel, fenced=parsed_args.fenced)
             now = world.tools.clock.time()

@@ -24,6 +24,7 @@ class _Plan(Ask):
     fields = ()  # its own, which are known once it is made
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        self.check(parsed_args)
         with self.world(connects=True) as world:
             from tether.runner.preview import preview
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from taskflow.patterns import graph_flow
 
 from tether.flows.attach import link
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks import adopt, mapping
 from tether.tasks.step import Step
 

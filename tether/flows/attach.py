@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from taskflow.patterns import graph_flow
 
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks import encryption, guest, host, legacy, mapping, volume
 from tether.tasks.step import Step
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 ATTACHMENT = "<attachment>"
 OWNER = "<owner mark>"
@@ -144,7 +144,10 @@ def _host(case: Case) -> dict[str, tuple[str, ...]]:
         "reopen-encryption": (f"cryptsetup open <device> {crypt}", f"ln -s /dev/mapper/{crypt} {case.link}"),
         "clear-host": (f"cryptsetup close {crypt}", "os-brick: disconnect_volume", f"rm {case.link}"),
         "adopt-device": (f"ln -s <device> {case.link}",),
-        "disconnect-host": ("os-brick: disconnect_volume", f"rm {case.link}"),
+        "disconnect-host": (
+            "os-brick: disconnect_volume" + ("(force=True)" if case.params.force else ""),
+            f"rm {case.link}",
+        ),
     }
 
 

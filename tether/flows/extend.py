@@ -7,7 +7,7 @@ without having changed anything; afterwards it only goes forward.
 from __future__ import annotations
 
 from tether.flows.repair import chained
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks import extend
 from tether.tasks.step import Step
 

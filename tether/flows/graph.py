@@ -9,7 +9,7 @@ import networkx as nx
 
 from tether.flows.plan import facts_of, pivot_of, shape
 from tether.flows.registry import CURRENT
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 #: Fill and border of a step, by what it touches.
 COLOURS = {

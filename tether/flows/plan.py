@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from tether.errors import FinalError
 from tether.flows.registry import parts
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks.step import Step
 
 LABELS = ("Effect", "Key", "Compensation", "Uncertain", "Crash windows")

@@ -9,7 +9,7 @@ from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
 from tether.flows import adopt, attach, detach, extend, repair
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 
 #: The version that new jobs get.
 CURRENT = {

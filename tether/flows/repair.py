@@ -8,7 +8,7 @@ from taskflow.patterns import graph_flow
 
 from tether.flows.attach import link
 from tether.flows.detach import release_steps
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.tasks import half, mapping, release, repair, volume
 from tether.tasks.step import Step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 KILLED = 128 + signal.SIGKILL
@@ -12,6 +12,7 @@ KILLED = 128 + signal.SIGKILL
 
 RESUME = ("job", "resume", "--last")
 ABORT = ("job", "abort", "--last")
+CONSENT = ("--force", "--accept-lost-writes")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Variant:
     Args:
         name: empty for the plain one.
         data_path: the setting; ``owner_mark`` too.
+        force: it is detached by force.
     """
 
     name: str = ""
@@ -29,6 +31,7 @@ class Variant:
     dialect: str = "attachments"
     data_path: str = "host"
     owner_mark: str = "auto"
+    force: bool = False
 
     def flow(self, kind: str) -> str:
         """Return the name of a kind of job in this case."""
@@ -52,7 +55,7 @@ class Variant:
     @property
     def detach(self) -> tuple[str, ...]:
         """The command that detaches."""
-        return ("detach", self.volume, self.server)
+        return ("detach", self.volume, self.server, *(CONSENT if self.force else ()))
 
 
 PLAIN = Variant()
@@ -61,6 +64,7 @@ NETWORK = Variant("network", data_path="network")
 LEGACY = Variant("legacy", dialect="legacy")
 STOPPED = Variant("stopped", server="stopped1")
 STOPPED_ENCRYPTED = Variant("stopped-encrypted", volume="secret1", server="stopped1")
+FORCED = Variant("forced", force=True)
 #: Between them, attach and detach pass every point of theirs.
 VARIANTS = (PLAIN, ENCRYPTED, NETWORK, LEGACY)
 #: In these they pass no point that they do not pass in one of the others.
@@ -174,6 +178,9 @@ def flows() -> Iterator[Flow]:
         if not paused:
             steps = "begin-detaching unplug-live unplug-live.act.before"
             yield _flow("detach", variant, variant.detach, "attached fresh", steps)
+    for variant in (FORCED, Variant("forced-encrypted", volume="secret1", force=True)):
+        steps = "begin-detaching unplug-live unplug-live.act.before"
+        yield replace(_flow("detach", variant, variant.detach, "dead fresh", steps), further=True)
     for variant in (PLAIN, NETWORK, LEGACY):
         words = ("adopt", variant.volume, variant.server)
         steps = "adopt-mapping adopt-disk finish-adoption.act.before"
@@ -247,7 +254,17 @@ def _of_commands() -> Iterator[Journey]:
     # Its clock is an hour ahead already: there is no lease of its that lapses while it is stopped.
     awake = ("kill", "uncertain", "lost-reply", "database-gone", "disk-full")
     yield own(asleep, where="asleep", points="commit.job.renew", actions=awake)
+    yield from _forced()
     yield command("db prune --older-than 0s", "used fresh")
     yield command("db upgrade", "bare fresh")
     yield command("key rotate", "attached attached", "key rotate", "key rotate", variant=NETWORK)
     yield command("key forget", "keyless forgotten", variant=NETWORK)
+
+
+def _forced() -> Iterator[Journey]:
+    """Yield the detaches from a dead device: one that is forced from the start, and one by its resume."""
+    made = partial(Journey, "detach", start="dead", done="fresh", kind="detach", where="forced")
+    yield made("execute", broken=Command(FORCED.detach), variant=FORCED)
+    stuck = Command(PLAIN.detach, ("commit.disconnect-host.act.before=kill",))
+    consent = (*RESUME, *CONSENT)
+    yield made("resume", broken=Command(consent), before=(stuck,), recovery=consent)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tether import faults
 from tether.flows.registry import CURRENT, parts
-from tether.persistence.ledger import Params
+from tether.persistence.params import Params
 from tether.sim.script import CALLS
 from tether.tasks.step import Step
 
@@ -20,6 +20,7 @@ OTHERS = {
     "commit.job.end": "a job's end, with its lease given up",
     "commit.job.leave": "a run is interrupted, and its job left to be resumed",
     "commit.job.renew": "a lease is taken anew that has lapsed, while the machine slept",
+    "commit.job.force": "a resume makes a detach forced",
     "commit.header.format": "it is decided to format an encrypted volume",
     "commit.header.open": "an encrypted volume is about to be opened",
     "commit.prune": "a batch of ended jobs is deleted",

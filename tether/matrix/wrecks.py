@@ -111,6 +111,12 @@ def stray(world: Path, volume_id: str) -> None:
         database.execute("DELETE FROM tether_secrets WHERE job_id = ? AND name = 'connection'", (job,))
 
 
+def dead(world: Path, _volume_id: str) -> None:
+    """The storage is gone: no device can be flushed."""
+    failure = {"call": "host.disconnect", "action": "no-flush", "times": -1, "skip": 0}
+    (world / "script.json").write_text(json.dumps({"failures": [failure]}))
+
+
 #: Kind of world -> what has happened to one in which the volume was attached.
 WRECKS: dict[str, Callable[[Path, str], None]] = {
     "by-hand": by_hand,
@@ -122,6 +128,7 @@ WRECKS: dict[str, Callable[[Path, str], None]] = {
     "detaching": detaching,
     "unplugged": unplugged,
     "stray": stray,
+    "dead": dead,
 }
 
 

@@ -32,7 +32,7 @@ LARGEST = 2**31 - 1
 #: What a row may say where another word would make another flow, which leaves things behind.
 CHOICES = {"mode": ("rw", "ro"), "dialect": ("attachments", "legacy"), "data_path": ("host", "network")}
 #: The same of what was asked for, and noted of it.
-PARAMS = CHOICES | {"header": ("", "none", "format", "open")}
+PARAMS = CHOICES | {"header": ("", "none", "format", "open"), "force": ("", "request", "resume")}
 
 _KINDS: dict[type, type | tuple[type, ...]] = {str: str, bool: bool, int: int, float: (int, float)}
 

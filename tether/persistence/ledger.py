@@ -18,6 +18,7 @@ from tether.persistence.database import Database, IntegrityError
 from tether.persistence.intact import PARAMS, Damaged, check_job, check_mapping, intact, legible, parsed, reading, typed
 from tether.persistence.journal import Lease, fence
 from tether.persistence.owner import Owner
+from tether.persistence.params import Params
 from tether.persistence.schema import connections, jobs, mappings, secrets
 
 #: Job states in which the job is not finished: it holds its volume.
@@ -31,40 +32,6 @@ _BY_OPEN_VOLUME = sa.select(jobs).where(jobs.c.open_volume == sa.bindparam("volu
 _BY_PAIR = sa.select(mappings).where(
     mappings.c.volume_id == sa.bindparam("volume"), mappings.c.server_id == sa.bindparam("server")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """What was asked for, and the case that the flow is built for.
-
-    Args:
-        device: the target name asked for, or empty.
-        bus: virtio, scsi or sata.
-        mode: rw or ro.
-        dialect: attachments or legacy.
-        data_path: host or network.
-        encrypted: the volume is encrypted and opened on this side.
-        multiattach: the volume may be attached more than once.
-        owner_mark: attachments carry the job's UUID as their owner.
-        allow_nova: also on a server that Nova manages.
-        size: what an extend makes the volume, in GiB.
-        format_luks: the operator gives up what an encrypted volume without a LUKS header holds.
-        header: how far an attach by dm-crypt has come: ``none``, ``format`` (it was decided to format the volume),
-            ``open`` (it was about to be opened); empty for other jobs, and for those of releases without it.
-    """
-
-    device: str = ""
-    bus: str = "virtio"
-    mode: str = "rw"
-    dialect: str = "attachments"
-    data_path: str = "host"
-    encrypted: bool = False
-    multiattach: bool = False
-    owner_mark: bool = True
-    allow_nova: bool = False
-    size: int = 0
-    format_luks: bool = False
-    header: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +99,11 @@ class Job:
     def owner(self) -> str:
         """The owner mark of this job's attachment."""
         return owner_of(self.id)
+
+    @property
+    def called(self) -> str:
+        """What people call it: its kind, and whether it is forced."""
+        return f"forced {self.kind}" if self.params.force else self.kind
 
     def is_live(self, now: float) -> bool:
         """Return True while a runner works on it: the lease has not lapsed, and its owner is not provably dead."""

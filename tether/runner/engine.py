@@ -25,8 +25,8 @@ from taskflow.types.failure import Failure
 
 from tether.errors import AttachmentLost, Blocked, OperatorNeeded, UncertainError, Unchanged
 from tether.flows.registry import Part
-from tether.persistence.ledger import Params
 from tether.persistence.logbook import JobBackend
+from tether.persistence.params import Params
 from tether.tasks.run import Run
 from tether.tasks.step import Step
 

@@ -12,13 +12,10 @@ from typing import Any
 from oslo_utils import uuidutils
 from taskflow import states
 from taskflow.persistence import models
-from taskflow.types.failure import Failure
 
 from tether import faults
 from tether.errors import (
     Blocked,
-    ConflictError,
-    FinalError,
     HeldError,
     Interrupted,
     LostLease,
@@ -35,6 +32,7 @@ from tether.persistence.logbook import JobConnection, Logbook, Rows, details
 from tether.persistence.owner import Owner
 from tether.runner.engine import StepEngine, plan_of
 from tether.runner.heart import Heart, Hold
+from tether.runner.turning import may_turn_back, turn_back
 from tether.runner.watch import Watch, watcher
 from tether.tasks.host import uses_elsewhere
 from tether.tasks.run import Run, Toolbox, describe
@@ -138,12 +136,15 @@ class Runner:
         leases, lease = self._new.pop(job.id)
         return self._held_run(leases, lease, job)
 
-    def resume(self, job: Job, *, fenced: bool = False, stored: Rows | None = None) -> Job:
+    def resume(
+        self, job: Job, *, fenced: bool = False, stored: Rows | None = None, prepare: Prepare = lambda *_: None
+    ) -> Job:
         """Take an interrupted or blocked job up again, in the direction in which it was going.
 
         Args:
             fenced: the host of the runner that had it is known to be down for good.
             stored: its flows, if they were read after the job was; it is only taken as it was read.
+            prepare: called once its lease is held, before any step runs.
 
         Raises:
             UsageError: this is not the place where the job was made.
@@ -154,7 +155,7 @@ class Runner:
             return job
         self.same_place(job)
         self._unlock()
-        return self._take_up(job, lambda *_: None, fenced=fenced, stored=stored)
+        return self._take_up(job, prepare, fenced=fenced, stored=stored)
 
     def resume_all(
         self,
@@ -461,40 +462,8 @@ class Runner:
         futures.wait(run.futures)
 
     def _may_turn_back(self, job: Job) -> None:
-        if job.state == "rolled-back":
-            return
-        if not job.open:
-            raise ConflictError(
-                f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="undo it with its opposite"
-            )
         flows = {detail.name: detail for detail in self.logbook.flows(job.id)}
-        for part in self.parts(job.kind, job.version):
-            detail = flows.get(part.name)
-            if not part.revertible:  # begun or not: what is before it is done
-                raise ConflictError(
-                    f"job {job.id} is past its pivot: it only goes forward",
-                    resource=f"job {job.id}",
-                    hint=f"finish it with: tether job resume {job.id}",
-                )
-            if detail is None or detail.state != states.SUCCESS:
-                return
+        may_turn_back(job, self.parts(job.kind, job.version), flows)
 
     def _turn_back(self, run: Run, connection: JobConnection, flows: Flows) -> None:
-        """Make the flow go backward when it is run."""
-        run.failed("", FinalError("aborted by an operator"))
-        for part in self.parts(run.job.kind, run.job.version):
-            detail = flows.get(part.name)
-            if detail is None:
-                detail = models.FlowDetail(part.name, uuidutils.generate_uuid())
-                detail.state = states.REVERTED
-            elif detail.state == states.SUCCESS:
-                continue
-            for atom in detail:
-                if atom.state == states.RUNNING:
-                    atom.put(states.FAILURE, Failure.from_exception(FinalError("aborted by an operator")))
-                elif atom.state == states.SUCCESS:
-                    atom.intention = states.REVERT
-            flows[part.name] = detail
-            connection.update_flow_details(detail)
-            connection.write({}, what=f"{part.name}.turn-back")
-            return
+        turn_back(run, self.parts(run.job.kind, run.job.version), connection, flows)

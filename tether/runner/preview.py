@@ -15,7 +15,8 @@ from tether.errors import TetherError
 from tether.flows.calls import ATTACHMENT, Case, calls_of
 from tether.flows.plan import StepFacts, facts_of, pivot_of, shape
 from tether.flows.registry import CURRENT
-from tether.persistence.ledger import Job, MappingRow, Params, Place
+from tether.persistence.ledger import Job, MappingRow, Place
+from tether.persistence.params import Params
 from tether.runner.requests import (
     Request,
     already_detached,
@@ -39,6 +40,10 @@ HOST_NOTE = (
 NETWORK_NOTE = (
     f"{UNKNOWN_IQN} and {UNKNOWN_PORTAL} are Cinder's to say: iSCSI is assumed; CHAP, discard, I/O limits and block"
     " sizes come with the export as well"
+)
+FORCE_NOTE = (
+    "--force passes over a flush that fails: what was written and has not reached the storage may be lost; a guest"
+    " that runs must let the disk go all the same"
 )
 
 
@@ -106,7 +111,7 @@ def preview(tools: Toolbox, kind: str, request: Request) -> Preview:
     server = tools.guest.find_server(request.server)
     running = tools.ledger.open_job(volume.id)
     if running is not None:
-        raise held(running, live=running.is_live(tools.clock.time()))
+        raise held(running, live=running.is_live(tools.clock.time()), force=request.force)
     mapping = tools.ledger.mapping(volume.id, server.uuid)
     if kind == "attach":
         if mapping is not None:
@@ -148,7 +153,8 @@ def _attach(tools: Toolbox, volume: Volume, server: Server, params: Params) -> P
 
 
 def _detach(tools: Toolbox, volume: Volume, server: Server, row: MappingRow, request: Request) -> Preview:
-    params = replace(detach_params(row, volume), allow_nova=request.allow_nova)
+    force = "request" if request.force else ""
+    params = replace(detach_params(row, volume), allow_nova=request.allow_nova, force=force)
     run = _run(tools, "detach", volume, server, params)
     refusal: TetherError | None = None
     xml: dict[str, str] = {}
@@ -164,7 +170,8 @@ def _detach(tools: Toolbox, volume: Volume, server: Server, row: MappingRow, req
     slot = Slot(row.target, row.bus, dict(row.address))
     steps = _steps(run, server, "detach", row.target, row.attachment_id or ATTACHMENT)
     by = "check-detachable" if refusal else ""
-    return Preview("detach", volume, server, run.job.params, steps, slot, xml, (), refusal, by)
+    notes = (FORCE_NOTE,) if force and params.data_path == "host" else ()
+    return Preview("detach", volume, server, run.job.params, steps, slot, xml, notes, refusal, by)
 
 
 def _run(tools: Toolbox, kind: str, volume: Volume, server: Server, params: Params) -> Run:

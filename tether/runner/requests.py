@@ -11,7 +11,8 @@ from tether.adapters.guest.model import Definition, Scope, Server
 from tether.adapters.guest.slots import target_name
 from tether.errors import ConflictError, FinalError, HeldError, NotFound, OperatorNeeded, UsageError
 from tether.flows.registry import CURRENT
-from tether.persistence.ledger import Job, MappingRow, Params
+from tether.persistence.ledger import Job, MappingRow
+from tether.persistence.params import Params
 from tether.runner.jobs import DONE, Runner
 from tether.tasks.evidence import find_evidence
 from tether.tasks.run import Toolbox
@@ -33,6 +34,7 @@ class Request:
         join: wait for another job about the same thing, instead of exit code 5.
         allow_nova: also on a server that Nova manages.
         format_luks: format an encrypted volume that has no LUKS header, whatever it holds.
+        force: detach although the host cannot flush the device: what was not written is given up.
     """
 
     volume: str
@@ -45,6 +47,7 @@ class Request:
     join: bool = True
     allow_nova: bool = False
     format_luks: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Ser
         done = already_detached(runner.tools, volume, server) if mapping is None else ledger.job_of(mapping)
         return Accepted(done, new=False)
     if mapping is not None:
-        params = detach_params(mapping, volume)
+        params = replace(detach_params(mapping, volume), force="request" if request.force else "")
+        if request.force and params.data_path == "network":
+            LOG.warning("--force changes nothing: volume %s is no device of this host", volume.name or volume.id)
     elif kind == "adopt":
         params = adopt_params(runner.tools, volume, server)
     else:
@@ -298,6 +303,13 @@ def _same(job: Job, kind: str, request: Request) -> None:
             resource=f"job {job.id}",
             hint="use a new --request-id for a new request",
         )
+    if kind == "detach" and request.force != (job.params.force == "request"):
+        raise ConflictError(
+            f"the request id {request.key!r} belongs to job {job.id}, which was asked for"
+            f" {'without' if request.force else 'with'} --force",
+            resource=f"job {job.id}",
+            hint="use a new --request-id for a new request",
+        )
     if kind == "attach" and (found := _difference(request, job.params)):
         name, has, asked = found
         raise ConflictError(
@@ -357,7 +369,7 @@ def _difference(request: Request, params: Params) -> tuple[str, str, str] | None
 def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: Asked) -> Accepted:
     """Return the open job if it is about the same thing; otherwise wait for it a while, or refuse."""
     kind, request = asked.kind, asked.request
-    same = running.kind == kind and running.server_id == server.uuid
+    same = running.kind == kind and running.server_id == server.uuid and request.force == bool(running.params.force)
     if same and kind == "attach":
         if request.format_luks and not running.params.format_luks:
             raise ConflictError(
@@ -375,16 +387,21 @@ def _join(runner: Runner, running: Job, volume: Volume, server: Server, asked: A
         ended = runner.wait_for(running, seconds=runner.tools.settings.wait)
         if not ended.open:
             return submit(runner, kind, request, asked.job_id)
-    raise held(running, live=live)
+    raise held(running, live=live, force=request.force)
 
 
-def held(running: Job, *, live: bool) -> HeldError:
-    """Return the refusal of a request whose volume an open job has."""
+def held(running: Job, *, live: bool, force: bool = False) -> HeldError:
+    """Return the refusal of a request whose volume an open job has.
+
+    Args:
+        force: what was asked for is a forced detach, which an open detach can be made by its resume.
+    """
     state = "running" if live else "blocked" if running.state == "blocked" else "interrupted"
     whither = {"attach": "to", "detach": "from"}.get(running.kind, "on")
-    first = f"first: tether job resume {running.id}, or: tether job abort {running.id}"
+    consent = " --force --accept-lost-writes" if force and running.kind == "detach" else ""
+    first = f"first: tether job resume {running.id}{consent}, or: tether job abort {running.id}"
     return HeldError(
-        f"volume {running.volume_name} is held by job {running.id}: {running.kind} {whither} {running.server_name},"
+        f"volume {running.volume_name} is held by job {running.id}: {running.called} {whither} {running.server_name},"
         f" {state}",
         resource=f"volume {running.volume_id}",
         hint=f"see: tether job show {running.id}" if live else first,

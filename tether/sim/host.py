@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,16 +39,14 @@ from tether.clock import Clock, SystemClock
 from tether.errors import FinalError, UncertainError
 from tether.sealed import Sealed
 from tether.sim import exports, script
-from tether.sim.disks import check_luks, derived_identity, free_path, grow, header, text_or_empty, usable
+from tether.sim.disks import usable
+from tether.sim.machine import Book, Machine
 from tether.sim.store import Store
 
 LOG = logging.getLogger(__name__)
 
 BOOK = "host"
-GIB = 1024**3
 _NAMESPACE = uuid.UUID("5b6c2a0e-70f6-4e9b-9a59-6a1b7f5d2c11")
-
-Book = dict[str, Any]
 
 
 def seed_host(store: Store, *, name: str = "sim-host") -> None:
@@ -74,11 +71,6 @@ def seed_host(store: Store, *, name: str = "sim-host") -> None:
         book.update(devices={}, links={}, crypt={}, pending=[])
 
 
-def mapping_name(volume_id: str) -> str:
-    """Return the name of the volume's dm-crypt mapping."""
-    return f"tether-{volume_id}"
-
-
 class SimHost:
     """The simulated machine.
 
@@ -90,7 +82,7 @@ class SimHost:
 
     def __init__(self, store: Store, clock: Clock | None = None, run_dir: str = "") -> None:
         self._store = store
-        self._run_dir = Path(run_dir or store.directory / "run")
+        self._machine = Machine(store, Path(run_dir or store.directory / "run"))
         self._clock = clock or SystemClock()
 
     def identity(self) -> HostIdentity:
@@ -127,20 +119,20 @@ class SimHost:
         portals = data.get("target_portals") or [data.get("target_portal", "")]
 
         def effect(book: Book) -> None:
-            self._log_in(book, volume_id, iqn, [str(portal) for portal in portals], login)
+            self._machine.log_in(book, volume_id, iqn, [str(portal) for portal in portals], login)
 
         # The credentials are judged now: they are never written down for later.
         refused = login != exports.login_of(exports.export(self._store.read("cinder"), iqn)[1])
         pending = None if refused else {"verb": "connect", "volume_id": volume_id, "iqn": iqn, "portals": portals}
         self._perform("host.connect", volume_id, pending, effect)
-        return self._present(self._read(), volume_id)
+        return self._machine.present(self._read(), volume_id)
 
     def find(self, volume_id: str) -> Device | None:
         self._perform("host.find", volume_id, None, lambda _: None)
         book = self._read()
         if volume_id not in book["links"] or volume_id not in book["devices"]:
             return None
-        return self._present(book, volume_id)
+        return self._machine.present(book, volume_id)
 
     def device_at(self, volume_id: str, path: str, connection: Connection) -> Device | None:
         self._perform("host.device_at", volume_id, None, lambda _: None)
@@ -148,11 +140,11 @@ class SimHost:
         device = book["devices"].get(volume_id)
         if device is None or device["iqn"] != connection.data.open().get("target_iqn"):
             return None
-        target = book["links"].get(volume_id, "") if path == self._link(volume_id) else path
+        target = book["links"].get(volume_id, "") if path == self._machine.link(volume_id) else path
         crypt = book["crypt"].get(volume_id)
         if target not in {device["path"], f"/dev/mapper/{crypt['name']}" if crypt else device["path"]}:
             return None
-        return replace(self._present(book, volume_id), path=device["path"])
+        return replace(self._machine.present(book, volume_id), path=device["path"])
 
     def link(self, volume_id: str, path: str) -> Device:
         def effect(book: Book) -> None:
@@ -160,7 +152,7 @@ class SimHost:
             book["links"][volume_id] = f"/dev/mapper/{crypt['name']}" if crypt else path
 
         self._perform("host.link", volume_id, None, effect)
-        return self._present(self._read(), volume_id)
+        return self._machine.present(self._read(), volume_id)
 
     def unlink(self, volume_id: str) -> None:
         def effect(book: Book) -> None:
@@ -168,9 +160,23 @@ class SimHost:
 
         self._perform("host.unlink", volume_id, None, effect)
 
-    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
+    def disconnect(
+        self, volume_id: str, connection: Connection, others: Collection[str] = (), *, force: bool = False
+    ) -> list[str]:
+        failed: list[str] = []
+
+        def unflushed(book: Book) -> None:
+            failed.extend(self._machine.log_out_unflushed(book, volume_id, force=force))
+
         pending = {"verb": "disconnect", "volume_id": volume_id}
-        self._perform("host.disconnect", volume_id, pending, lambda book: self._log_out(book, volume_id))
+        self._perform(
+            "host.disconnect",
+            volume_id,
+            pending,
+            lambda book: self._machine.log_out(book, volume_id),
+            instead={"no-flush": unflushed},
+        )
+        return failed
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
         book = self._read()
@@ -185,24 +191,27 @@ class SimHost:
         if crypt := book["crypt"].get(volume_id):
             left.append(f"dm-crypt {crypt['name']}")
         if volume_id in book["links"]:
-            left.append(f"link {self._link(volume_id)}")
+            left.append(f"link {self._machine.link(volume_id)}")
         return left
 
     def survey(self) -> HostSurvey:
         found: list[HostSurvey] = []
 
         def look(book: Book) -> None:
-            holdings = [Holding("link", self._link(volume_id), volume_id) for volume_id in book["links"]]
+            holdings = [Holding("link", self._machine.link(volume_id), volume_id) for volume_id in book["links"]]
             for volume_id, device in book["devices"].items():
                 identity = device["identity"]
-                in_use = self._open_count(book, volume_id) > 0
+                in_use = self._machine.open_count(book, volume_id) > 0
                 holdings.append(Holding("device", device["path"], volume_id, device["iqn"], identity, in_use))
                 holdings += [Holding("session", name, volume_id, device["iqn"]) for name in device["sessions"]]
             for volume_id, names in book.get("sessions", {}).items():
                 holdings += [Holding("session", name, volume_id, name.rpartition(" ")[2]) for name in names]
             holdings += [Holding("map", name, volume_id) for volume_id, name in book.get("maps", {}).items()]
             holdings += [Holding("crypt", item["name"], volume_id) for volume_id, item in book["crypt"].items()]
-            linked = {volume_id: self._present(book, volume_id) for volume_id in book["devices"].keys() & book["links"]}
+            linked = {
+                volume_id: self._machine.present(book, volume_id)
+                for volume_id in book["devices"].keys() & book["links"]
+            }
             found.append(HostSurvey(tuple(holdings), linked))
 
         self._perform("host.survey", "", None, look)
@@ -213,26 +222,30 @@ class SimHost:
 
     def extend(self, volume_id: str, connection: Connection) -> Device:
         pending = {"verb": "extend", "volume_id": volume_id}
-        self._perform("host.extend", volume_id, pending, lambda book: self._extend(book, volume_id))
-        return self._present(self._read(), volume_id)
+        self._perform("host.extend", volume_id, pending, lambda book: self._machine.extend(book, volume_id))
+        return self._machine.present(self._read(), volume_id)
 
     def usable_size(self, volume_id: str) -> int:
         book = self._read()
-        self._connected(book, volume_id, "it has no size here")
+        self._machine.connected(book, volume_id, "it has no size here")
         return usable(book, volume_id)
 
     def resize_encryption(self, volume_id: str, passphrase: Sealed[str]) -> None:
         pending = {"verb": "resize_encryption", "volume_id": volume_id}
-        self._perform("host.resize_encryption", volume_id, pending, lambda book: self._resize_crypt(book, volume_id))
+        self._perform(
+            "host.resize_encryption", volume_id, pending, lambda book: self._machine.resize_crypt(book, volume_id)
+        )
 
     def read_header(self, volume_id: str) -> Header:
         found: list[Header] = []
-        self._perform("host.read_header", volume_id, None, lambda book: found.append(self._header(book, volume_id)))
+        self._perform(
+            "host.read_header", volume_id, None, lambda book: found.append(self._machine.header(book, volume_id))
+        )
         return found[0]
 
     def format_encryption(self, volume_id: str, encryption: Encryption, passphrase: Sealed[str]) -> None:
         def effect(book: Book) -> None:
-            if volume_id in book["crypt"] or self._header(book, volume_id) is Header.LUKS:
+            if volume_id in book["crypt"] or self._machine.header(book, volume_id) is Header.LUKS:
                 raise FinalError(
                     f"volume {volume_id} is not formatted: it is LUKS already",
                     resource=f"volume {volume_id}",
@@ -256,19 +269,21 @@ class SimHost:
                     resource=f"volume {volume_id}",
                     hint=f"check the key {encryption.key_id} in the key manager",
                 )
-            self._open_crypt(book, volume_id)
+            self._machine.open_crypt(book, volume_id)
 
         # The passphrase is judged now: it is never written down for later.
         pending = {"verb": "open_encryption", "volume_id": volume_id} if passphrase.open() == known else None
         self._perform("host.open_encryption", volume_id, pending, effect)
-        return self._present(self._read(), volume_id)
+        return self._machine.present(self._read(), volume_id)
 
     def encryption_open(self, volume_id: str) -> bool:
         return volume_id in self._read()["crypt"]
 
     def close_encryption(self, volume_id: str) -> None:
         pending = {"verb": "close_encryption", "volume_id": volume_id}
-        self._perform("host.close_encryption", volume_id, pending, lambda book: self._close_crypt(book, volume_id))
+        self._perform(
+            "host.close_encryption", volume_id, pending, lambda book: self._machine.close_crypt(book, volume_id)
+        )
 
     def _perform(
         self,
@@ -276,13 +291,16 @@ class SimHost:
         volume_id: str,
         pending: dict[str, Any] | None,
         effect: Callable[[Book], None],
+        *,
         cut_off: Callable[[Book], None] | None = None,
+        instead: Mapping[str, Callable[[Book], None]] | None = None,
     ) -> None:
         """Carry out one verb as one locked change, or fail as the script says.
 
         Args:
             pending: what a late call leaves in the book, without secrets; None if it will have no effect.
             cut_off: what is there if the helper is killed amid its work; by default all of it.
+            instead: by scripted action, the effect that it has in place of the usual one.
         """
         scripted = script.take(self._store, call)
         action = scripted.action if scripted else ""
@@ -307,7 +325,7 @@ class SimHost:
             self._lose_helper(lambda: self._change(cut_off or effect))
             raise _no_answer(call, volume_id)
         try:
-            self._change(effect)
+            self._change((instead or {}).get(action, effect))
         except FinalError:
             if action != "lost-reply":
                 raise
@@ -350,142 +368,22 @@ class SimHost:
             volume_id = item["volume_id"]
             try:
                 if item["verb"] == "connect":
-                    self._log_in(book, volume_id, item["iqn"], item["portals"], None)
+                    self._machine.log_in(book, volume_id, item["iqn"], item["portals"], None)
                 elif item["verb"] == "disconnect":
-                    self._log_out(book, volume_id)
+                    self._machine.log_out(book, volume_id)
                 elif item["verb"] == "extend":
-                    self._extend(book, volume_id)
+                    self._machine.extend(book, volume_id)
                 elif item["verb"] == "resize_encryption":
-                    self._resize_crypt(book, volume_id)
+                    self._machine.resize_crypt(book, volume_id)
                 elif item["verb"] == "format_encryption":
                     book.setdefault("headers", {})[volume_id] = Header.LUKS
                 elif item["verb"] == "open_encryption":
-                    self._open_crypt(book, volume_id)
+                    self._machine.open_crypt(book, volume_id)
                 else:
-                    self._close_crypt(book, volume_id)
+                    self._machine.close_crypt(book, volume_id)
             except FinalError:
                 # It came too late: what it needed is gone by now, so it has no effect, as on a real host.
                 continue
-
-    def _log_in(
-        self, book: Book, volume_id: str, iqn: str, portals: list[str], login: tuple[object, object] | None
-    ) -> None:
-        cinder = self._store.read("cinder")
-        exported, export = exports.export(cinder, iqn)
-        resource = f"volume {volume_id}"
-        if not exported:
-            raise FinalError(
-                f"volume {volume_id} cannot be connected: target not found: {iqn}",
-                resource=resource,
-                hint="check that Cinder still exports the volume: openstack volume attachment list",
-            )
-        if login is not None and login != exports.login_of(export):
-            raise FinalError(
-                f"volume {volume_id} cannot be connected: login to {iqn} failed: authorization failure",
-                resource=resource,
-                hint="detach and attach again: Cinder makes new CHAP credentials with each export",
-            )
-        volume = cinder["volumes"][exported]
-        device = book["devices"].get(volume_id) or {"path": free_path(book), "open_count": 0}
-        device.update(
-            size=volume.get("device_size", volume["size"] * GIB),
-            identity=wwid.normalise(volume.get("identity") or volume.get("wwn") or derived_identity(exported)),
-            identities_differ=bool(volume.get("identities_differ", False)),
-            iqn=iqn,
-            sessions=[f"{portal} {iqn}" for portal in portals],
-        )
-        book["devices"][volume_id] = device
-        crypt = book["crypt"].get(volume_id)
-        book["links"][volume_id] = f"/dev/mapper/{crypt['name']}" if crypt else device["path"]
-
-    def _log_out(self, book: Book, volume_id: str) -> None:
-        if volume_id in book["crypt"]:
-            raise FinalError(
-                f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
-                resource=f"volume {volume_id}",
-                hint=f"close it first: cryptsetup close {mapping_name(volume_id)}",
-            )
-        if volume_id in book["devices"] and self._open_count(book, volume_id):
-            raise FinalError(
-                f"volume {volume_id} cannot be disconnected: its device is open",
-                resource=f"volume {volume_id}",
-                hint="detach the disk from the guest first",
-            )
-        for part in ("devices", "links", "sessions", "maps"):
-            book.get(part, {}).pop(volume_id, None)
-
-    def _extend(self, book: Book, volume_id: str) -> None:
-        volume = self._store.read("cinder")["volumes"][volume_id]
-        self._connected(book, volume_id, "it cannot be extended here")
-        grow(book, volume_id, volume.get("device_size", volume["size"] * GIB))
-
-    def _resize_crypt(self, book: Book, volume_id: str) -> None:
-        if volume_id not in book["crypt"]:
-            raise FinalError(
-                f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is not open, so it cannot be resized",
-                resource=f"volume {volume_id}",
-                hint=f"see: tether explain {volume_id}",
-            )
-        book["crypt"][volume_id].pop("size", None)
-
-    def _header(self, book: Book, volume_id: str) -> Header:
-        self._connected(book, volume_id, "its header cannot be read")
-        return header(book, volume_id, self._store.read("cinder")["volumes"].get(volume_id, {}))
-
-    def _connected(self, book: Book, volume_id: str, so: str) -> None:
-        if volume_id not in book["devices"]:
-            raise FinalError(
-                f"volume {volume_id} is not connected, so {so}",
-                resource=f"volume {volume_id}",
-                hint="connect it first: the job that attaches it does",
-            )
-
-    def _open_crypt(self, book: Book, volume_id: str) -> None:
-        self._connected(book, volume_id, "its encryption cannot be opened")
-        check_luks(volume_id, self._header(book, volume_id))
-        name = mapping_name(volume_id)
-        book["crypt"][volume_id] = {"name": name, "uuid": f"CRYPT-LUKS1-{volume_id.replace('-', '')}-{name}"}
-        book["links"][volume_id] = f"/dev/mapper/{name}"
-
-    def _close_crypt(self, book: Book, volume_id: str) -> None:
-        if volume_id in book["crypt"] and self._open_count(book, volume_id):
-            raise FinalError(
-                f"dm-crypt {mapping_name(volume_id)} of volume {volume_id} is in use",
-                resource=f"volume {volume_id}",
-                hint="detach the disk from the guest first",
-            )
-        book["crypt"].pop(volume_id, None)
-        if device := book["devices"].get(volume_id):
-            book["links"][volume_id] = device["path"]
-
-    def _present(self, book: Book, volume_id: str) -> Device:
-        device = book["devices"].get(volume_id)
-        if device is None:
-            raise UncertainError(
-                f"the device of volume {volume_id} has gone away",
-                resource=f"volume {volume_id}",
-                hint="look at the host's sessions",
-            )
-        return Device(
-            link=self._link(volume_id),
-            path=book["links"].get(volume_id, device["path"]),
-            kind="block",
-            size=device["size"],
-            identity=device["identity"],
-            identities_differ=device["identities_differ"],
-            open_count=self._open_count(book, volume_id),
-        )
-
-    def _open_count(self, book: Book, volume_id: str) -> int:
-        """Return how many hold the device open: running guests of this world, and whoever a test adds."""
-        device = book["devices"].get(volume_id, {})
-        paths = [self._link(volume_id), *([device["path"]] if device else [])]
-        opened = re.compile(f"[\"']({'|'.join(map(re.escape, paths))})[\"']")
-        running = (self._store.directory / "guests").glob("*/live.xml")
-        return int(device.get("open_count", 0)) + sum(bool(opened.search(text_or_empty(path))) for path in running)
-
-    def _link(self, volume_id: str) -> str:
-        return str(self._run_dir / "volumes" / volume_id)
 
 
 def _no_answer(call: str, volume_id: str) -> UncertainError:

@@ -19,6 +19,7 @@ ACTIONS = {
     "lost-reply": "it happens, and the caller sees a time-out",
     "late": "the caller sees a time-out (Cinder: 500) at once, and it happens `seconds` later",
     "slow": "it takes `seconds` longer",
+    "no-flush": "host.disconnect only: the device cannot be flushed: refused unless forced, and then gone",
     "refuse": "guest.unplug_live only: the guest answers DEVICE_REMOVAL_FAILED",
     "ignore": "guest.unplug_live only: the guest does not answer; the request stays until its next reset",
 }
@@ -26,7 +27,8 @@ ACTIONS = {
 #: Seconds until what an injected fault makes late is carried out: little less than the settle times of the matrix.
 SOON = 1.0
 
-UNPLUG_ONLY = ("refuse", "ignore")
+#: Actions of one call alone.
+ONLY = {"refuse": "guest.unplug_live", "ignore": "guest.unplug_live", "no-flush": "host.disconnect"}
 LAST_STATUS = 599
 
 #: The calls that can be scripted: the verbs of the adapters' protocols.
@@ -129,8 +131,9 @@ def add(store: Store, scripted: Scripted) -> None:
         raise UsageError(f"there is no call {scripted.call!r}", hint=f"one of: {', '.join(CALLS)}")
     if scripted.action not in ACTIONS:
         raise UsageError(f"there is no action {scripted.action!r}", hint=f"one of: {', '.join(ACTIONS)}")
-    if scripted.action in UNPLUG_ONLY and scripted.call != "guest.unplug_live":
-        raise UsageError(f"{scripted.call} cannot {scripted.action}", hint="only guest.unplug_live can")
+    only = ONLY.get(scripted.action, scripted.call)
+    if only != scripted.call:
+        raise UsageError(f"{scripted.call} cannot {scripted.action}", hint=f"only {only} can")
     if scripted.times == 0 or scripted.times < -1:
         raise UsageError(f"{scripted.times} is no number of calls", hint="give --times 1 or more, or -1 for all")
     if scripted.skip < 0 or not 0 <= scripted.seconds < math.inf:

@@ -433,21 +433,31 @@ class UnplugLive(Step):
                 resource=f"server {server.uuid}",
                 hint=f"resume it first: virsh resume {server.name}",
             )
-        answer = unplug(self.run, Scope.LIVE)
+        try:
+            answer = unplug(self.run, Scope.LIVE)
+        except UncertainError as error:  # QEMU waits for what it has sent to a storage that is gone
+            hint = f"{error.hint}{self._or_stop(server)}"
+            raise UncertainError(error.message, resource=error.resource, hint=hint) from error
         if answer is Unplugged.REFUSED:
             raise FinalError(
                 f"server {server.name} refused to let volume {self.job.volume_name} go",
                 resource=f"server {server.uuid}",
-                hint="unmount it in the guest, then detach again",
+                hint=f"unmount it in the guest{self._or_stop(server)}, then detach again",
             )
         if answer is Unplugged.PENDING:
             raise UncertainError(
                 f"waiting for the guest: server {server.name} has not answered the unplug of volume"
                 f" {self.job.volume_name}",
                 resource=f"server {server.uuid}",
-                hint=f"{_help_guest(server)}, then: tether job resume {self.job.id}",
+                hint=f"{_help_guest(server)}{self._or_stop(server)}, then: tether job resume {self.job.id}",
             )
         self.tools.ledger.update_mapping(self.job.volume_id, self.job.server_id, pending_unplug=False)
+
+    def _or_stop(self, server: Server) -> str:
+        """Return what a forced job says beside its usual hint: a disk is never torn from a running guest."""
+        if not self.job.params.force:
+            return ""
+        return f", or stop the guest, since --force takes no disk from a running one (virsh shutdown {server.name})"
 
     def undo(self, elements: Elements) -> None:
         server = self.run.see_server()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from tether.adapters.cinder.model import Connection, Volume
 from tether.adapters.guest.disk import reaches_by_network
 from tether.adapters.host.model import Device
@@ -9,7 +11,10 @@ from tether.errors import ConflictError, FinalError, NotFound, OperatorNeeded, T
 from tether.persistence.ledger import ConnectionRow, Ledger
 from tether.tasks.run import Run
 from tether.tasks.step import Step
+from tether.tasks.users import refuse_opened
 from tether.tasks.volume import Export
+
+LOG = logging.getLogger(__name__)
 
 GIB = 1024**3
 #: What ``connect-host`` gives for a protocol that QEMU speaks by itself (rbd): no device on this host.
@@ -36,7 +41,7 @@ def uses_elsewhere(ledger: Ledger, volume_id: str, server_id: str, machine_id: s
 
 
 def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
-    """Disconnect the volume from this host and prove that nothing is left.
+    """Disconnect the volume from this host and prove that nothing is left; a forced job's is told what it has lost.
 
     Raises:
         OperatorNeeded: the server still has the disk: a connection that a guest uses is never dropped
@@ -53,7 +58,12 @@ def disconnect(run: Run, attachment_id: str, connector: dict[str, object]) -> No
         return
     if not reaches_by_network(connection, run.job.params.data_path):
         _refuse_anothers(run)
-        run.tools.host.disconnect(run.job.volume_id, connection, sources_elsewhere(run, connection))
+        forced = bool(run.job.params.force)
+        if forced:
+            refuse_opened(run)
+        others = sources_elsewhere(run, connection)
+        for failed in run.tools.host.disconnect(run.job.volume_id, connection, others, force=forced):
+            LOG.warning("volume %s: %s; what had not been written by then may be lost", run.job.volume_name, failed)
         left = run.tools.host.residue(run.job.volume_id, connection)
         if left:
             raise UncertainError(
@@ -238,6 +248,8 @@ class CloseEncryption(Step):
 class DisconnectHost(Step):
     """Disconnect the host and prove that nothing is left.
 
+    A forced job passes over a flush that fails; its device is one that no server names, and that nobody has open.
+
     Effect: logout, devices and link removed, the device ledger's row deleted. Key: the volume id.
     Compensation: none: past the pivot.
     Uncertain: time limit, killed helper, residue: repeat.
@@ -250,4 +262,14 @@ class DisconnectHost(Step):
     forward_only = True
 
     def act(self) -> None:
-        disconnect(self.run, self.run.mapping().attachment_id, dict(self.tools.host.connector()))
+        try:
+            disconnect(self.run, self.run.mapping().attachment_id, dict(self.tools.host.connector()))
+        except UncertainError as error:
+            raise UncertainError(error.message, resource=error.resource, hint=self._ways_out(error.hint)) from error
+
+    def _ways_out(self, hint: str) -> str:
+        """Return a hint with what only an operator can decide: that the storage will not come back."""
+        if self.job.params.force:
+            return hint
+        again = f"tether job resume {self.job.id}"
+        return f"{hint}, then: {again}; if its storage is gone for good: {again} --force --accept-lost-writes"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tether.adapters.cinder.model import Attachment
-from tether.adapters.guest.model import Definition, Scope
+from tether.adapters.guest.model import Definition, Scope, Server
 from tether.errors import OperatorNeeded, UncertainError
 from tether.persistence.ledger import owner_of
 from tether.persistence.overview import jobs_about
@@ -21,18 +23,12 @@ def refuse_used(run: Run, path: str = "") -> None:
         UncertainError: not every server can be read.
     """
     volume_id = run.job.volume_id
-    survey = run.tools.guest.survey()
-    if survey.unread:
-        raise UncertainError(
-            f"server {next(iter(survey.unread))} cannot be read, so nobody can say that it does not use volume"
-            f" {run.job.volume_name}",
-            hint=f"look at it with: virsh dumpxml {next(iter(survey.unread))}",
-        )
+    servers = _servers(run)
     device = run.tools.host.find(volume_id)
     sources = {path, *((device.link, device.path) if device is not None else ())} - {""}
     users = [
         f"server {server.name} has a disk of it ({scope})"
-        for server in survey.servers
+        for server in servers
         for scope in Scope
         if _uses(server.definition(scope), volume_id, sources)
     ]
@@ -50,6 +46,47 @@ def refuse_used(run: Run, path: str = "") -> None:
             resource=f"volume {volume_id}",
             hint=f"see: tether explain {run.job.volume_name}; once nothing uses it: tether job resume {run.job.id}",
         )
+
+
+def refuse_opened(run: Run) -> None:
+    """Refuse to take the volume's device away while a disk of any server of this host names it, running or not.
+
+    Raises:
+        OperatorNeeded: one does.
+        UncertainError: not every server can be read.
+    """
+    device = run.tools.host.find(run.job.volume_id)
+    if device is None:
+        return
+    users = [
+        f"{server.name} ({scope})"
+        for server in _servers(run)
+        for scope in Scope
+        if (definition := server.definition(scope)) is not None
+        and {device.link, device.path} & {disk.source for disk in definition.disks}
+    ]
+    if users:
+        raise OperatorNeeded(
+            f"the device of volume {run.job.volume_name} is a disk of server {', '.join(users)}: it stays",
+            resource=f"volume {run.job.volume_id}",
+            hint=f"take that disk out (virsh detach-disk), then: tether job resume {run.job.id}",
+        )
+
+
+def _servers(run: Run) -> Sequence[Server]:
+    """Return all servers of this host.
+
+    Raises:
+        UncertainError: not all of them can be read.
+    """
+    survey = run.tools.guest.survey()
+    if survey.unread:
+        raise UncertainError(
+            f"server {next(iter(survey.unread))} cannot be read, so nobody can say that it does not use volume"
+            f" {run.job.volume_name}",
+            hint=f"look at it with: virsh dumpxml {next(iter(survey.unread))}",
+        )
+    return survey.servers
 
 
 def _uses(definition: Definition | None, volume_id: str, sources: set[str]) -> bool:

@@ -80,8 +80,11 @@ class BrickHost:
     def unlink(self, volume_id: str) -> None:
         self._ask("unlink", volume_id=volume_id)
 
-    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
-        self._ask("disconnect", volume_id=volume_id, others=sorted(others), **_reach(connection))
+    def disconnect(
+        self, volume_id: str, connection: Connection, others: Collection[str] = (), *, force: bool = False
+    ) -> list[str]:
+        words = {"others": sorted(others), "force": force, **_reach(connection)}
+        return list(self._ask("disconnect", volume_id=volume_id, **words))
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:
         return list(self._ask("residue", volume_id=volume_id, **_reach(connection)))

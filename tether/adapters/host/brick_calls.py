@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tether.settings import Settings
+
+#: Beginnings of the commands that wait for a device to take what was written to it: os_brick.initiator.linuxscsi gives
+#: each 300 s, three times over.
+_FLUSHES = (("multipath", "-f"), ("blockdev", "--flushbufs"))
+#: How much of a helper's time one command of a forced disconnect may take: the rest of the work must fit in, too.
+_SHARE = 0.25
 
 
 def load() -> None:
@@ -74,16 +80,41 @@ def connect(settings: Settings, protocol: str, data: Mapping[str, Any]) -> dict[
     return info
 
 
-def disconnect(settings: Settings, protocol: str, data: Mapping[str, Any], info: Mapping[str, Any] | None) -> None:
+def disconnect(
+    settings: Settings, protocol: str, data: Mapping[str, Any], info: Mapping[str, Any] | None, *, force: bool = False
+) -> None:
     """Log out.
 
     Args:
         info: what :func:`connect` returned. iSCSI and Fibre Channel do without it; for NVMe os-brick then
             says OK and leaves the volume connected.
+        force: try to flush, then go on without; what failed is raised once all has been tried.
     """
-    _connector(settings, protocol).disconnect_volume(
-        _properties(data), dict(info) if info else None, force=False, ignore_errors=False
+    more = {"execute": _in_time(settings.host_timeout * _SHARE)} if force else {}
+    # Errors are not ignored: os-brick would go on all the same, and say nothing of what was lost.
+    _connector(settings, protocol, **more).disconnect_volume(
+        _properties(data), dict(info) if info else None, force=force, ignore_errors=False
     )
+
+
+def _in_time(limit: float) -> Callable[..., Any]:
+    """Return os-brick's way of running a command, of which none takes longer, and a flush is tried once.
+
+    A flush of a device that does not answer would outlast the helper, and nothing would ever come after it.
+
+    Args:
+        limit: in seconds.
+    """
+
+    def execute(*words: str, **options: Any) -> Any:
+        from os_brick.privileged import rootwrap
+
+        options["timeout"] = min(limit, options.get("timeout", limit))
+        if words[:2] in _FLUSHES:
+            options["attempts"] = 1
+        return rootwrap.execute(*words, **options)
+
+    return execute
 
 
 def extend(settings: Settings, protocol: str, data: Mapping[str, Any]) -> None:
@@ -91,13 +122,14 @@ def extend(settings: Settings, protocol: str, data: Mapping[str, Any]) -> None:
     _connector(settings, protocol).extend_volume(_properties(data))
 
 
-def _connector(settings: Settings, protocol: str) -> Any:
+def _connector(settings: Settings, protocol: str, **more: Any) -> Any:
     from os_brick.initiator import connector
 
     return connector.InitiatorConnector.factory(
         protocol.upper(),
         None,
         **_options(settings, protocol),
+        **more,
     )
 
 

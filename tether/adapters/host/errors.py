@@ -131,6 +131,9 @@ def mapped(doing: str, volume_id: str = "", *, clean: Callable[[], bool] = _neve
 
 def _first_words(error: Exception) -> str:
     """Return the telling part of an exception's text: not a command line, which may carry a password."""
+    # os-brick's ExceptionChainer: its own text is all the tracebacks.
+    if chained := getattr(error, "_exceptions", None):
+        return "; ".join(_first_words(each) for _kind, each, _trace in chained)
     exit_code = getattr(error, "exit_code", None)
     if exit_code is not None:
         told = str(getattr(error, "stderr", "") or getattr(error, "description", "") or "").strip()

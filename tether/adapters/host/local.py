@@ -21,6 +21,8 @@ LOG = logging.getLogger(__name__)
 
 #: os-brick needs its own device info to disconnect these.
 _NEEDS_INFO = ("nvmeof", "nvme", "storpool")
+#: Of which it is the device's path alone: one that is dead cannot be connected anew to learn it.
+_PATH_IS_ENOUGH = ("nvmeof", "nvme")
 
 
 class LocalHost:
@@ -116,13 +118,21 @@ class LocalHost:
         """Remove the link."""
         self._links.remove(volume_id)
 
-    def disconnect(self, volume_id: str, protocol: str, data: Mapping[str, Any], others: Collection[str] = ()) -> None:
-        """Log out, prove that nothing is left, then remove the link."""
+    def disconnect(
+        self,
+        volume_id: str,
+        protocol: str,
+        data: Mapping[str, Any],
+        others: Collection[str] = (),
+        *,
+        force: bool = False,
+    ) -> list[str]:
+        """Log out, prove that nothing is left, then remove the link; return what ``force`` has passed over."""
         if self._never_connected(volume_id, protocol, data):
-            return
+            return []
         if protocol == files.PROTOCOL:
             self._files.disconnect(volume_id, data, others)
-            return
+            return []
         if self._probes.map_named(mapping_name(volume_id)):
             raise FinalError(
                 f"volume {volume_id} cannot be disconnected: dm-crypt {mapping_name(volume_id)} is open on it",
@@ -136,16 +146,24 @@ class LocalHost:
                 resource=f"volume {volume_id}",
                 hint="detach the disk from the guest, or end what uses the device",
             )
-        with mapped("disconnecting", volume_id):
-            brick_calls.set_up(self._settings)
-            self._log_out(volume_id, protocol, data)
+        failed: list[str] = []
+        try:
+            with mapped("disconnecting", volume_id):
+                brick_calls.set_up(self._settings)
+                self._log_out(volume_id, protocol, data, force=force)
+        except UncertainError as error:
+            if not force:
+                raise
+            failed.append(error.message)
         if left := self._left(volume_id, protocol, data):
             raise UncertainError(
-                f"volume {volume_id} was disconnected, but this is left: {', '.join(left)}",
+                f"volume {volume_id} was disconnected, but this is left: {', '.join(left)}"
+                + "".join(f"; {each}" for each in failed),
                 resource=f"volume {volume_id}",
                 hint="see what holds them (lsblk, iscsiadm -m session): disconnecting may be repeated",
             )
         self._links.remove(volume_id)
+        return failed
 
     def residue(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return what is left of the volume, its link included."""
@@ -306,13 +324,19 @@ class LocalHost:
         }
         return [user for block in sorted(maps or disks) for user in self._probes.users(volume_id, block)]
 
-    def _log_out(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> None:
+    def _log_out(self, volume_id: str, protocol: str, data: Mapping[str, Any], *, force: bool = False) -> None:
         info: dict[str, Any] | None = None
         if protocol in _NEEDS_INFO:
             if not self._left(volume_id, protocol, data):
                 return
-            info = brick_calls.connect(self._settings, protocol, data)
-        brick_calls.disconnect(self._settings, protocol, data, info)
+            path = self._path_of(volume_id, protocol, data) if force and protocol in _PATH_IS_ENOUGH else ""
+            info = {"path": path} if path else brick_calls.connect(self._settings, protocol, data)
+        brick_calls.disconnect(self._settings, protocol, data, info, force=force)
+
+    def _path_of(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> str:
+        """Return the path of the volume's device, or empty if there is none."""
+        disks = self._probes.disks(protocol, data)
+        return str(Path(self._places.dev) / disks[0]) if disks else ""
 
     def _cleaned_up(self, volume_id: str, protocol: str, data: Mapping[str, Any]) -> bool:
         """Return True once nothing is left of a connect that failed."""

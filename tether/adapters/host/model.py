@@ -133,11 +133,18 @@ class Host(Protocol):
     def unlink(self, volume_id: str) -> None:
         """Remove tether's link, and nothing else. Repeatable."""
 
-    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
+    def disconnect(
+        self, volume_id: str, connection: Connection, others: Collection[str] = (), *, force: bool = False
+    ) -> list[str]:
         """Log out and remove tether's link. Repeatable; works without the result of :meth:`connect`.
 
         Args:
             others: sources of other disks of this host: a share that one of them is a file of stays mounted.
+            force: go on where the device cannot be flushed: what was not written is lost. A device that is open is
+                left alone all the same.
+
+        Returns:
+            With ``force``, what failed on the way and was passed over, a line each; otherwise nothing.
         """
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:

@@ -71,7 +71,9 @@ class NetworkHost:
     def unlink(self, volume_id: str) -> None:
         Links(self._settings.run_dir).remove(volume_id)
 
-    def disconnect(self, volume_id: str, connection: Connection, others: Collection[str] = ()) -> None:
+    def disconnect(
+        self, volume_id: str, connection: Connection, others: Collection[str] = (), *, force: bool = False
+    ) -> list[str]:
         self._refuse(volume_id)
 
     def residue(self, volume_id: str, connection: Connection) -> list[str]:

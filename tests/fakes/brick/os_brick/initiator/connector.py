@@ -9,6 +9,7 @@ import sys
 import time
 
 from os_brick import exception
+from os_brick.privileged import rootwrap
 
 ROOT = pathlib.Path(os.environ["FAKE_BRICK_DIR"])
 
@@ -92,14 +93,15 @@ def get_connector_properties(root_helper, my_ip, multipath, enforce_multipath, *
 
 class InitiatorConnector:
     @staticmethod
-    def factory(protocol, root_helper, use_multipath=False, device_scan_attempts=3):
+    def factory(protocol, root_helper, use_multipath=False, device_scan_attempts=3, execute=None):
         log("factory", protocol, use_multipath, device_scan_attempts)
-        return Connector(use_multipath)
+        return Connector(use_multipath, execute or rootwrap.execute)
 
 
 class Connector:
-    def __init__(self, multipath):
+    def __init__(self, multipath, execute):
         self.multipath = multipath
+        self.execute = execute
 
     def connect_volume(self, data):
         what = behaviour("connect")
@@ -151,17 +153,39 @@ class Connector:
 
     def disconnect_volume(self, data, device_info, force=False, ignore_errors=False):
         what = behaviour("disconnect")
-        log("disconnect", data["target_iqn"], device_info)
+        log("disconnect", data["target_iqn"], device_info, *(["force"] if force else []))
         misbehave(what, data)
         if what == "nothing":
             return
-        for session in (ROOT / "sys/class/iscsi_session").glob(f"session-{data['target_iqn'][-36:]}-*"):
-            for disk in session.glob("device/*/*/block/*"):
-                for holder in (ROOT / "sys/class/block" / disk.name / "holders").iterdir():
-                    remove_block(holder.name)
-                remove_block(disk.name)
+        sessions = list((ROOT / "sys/class/iscsi_session").glob(f"session-{data['target_iqn'][-36:]}-*"))
+        disks = [disk.name for session in sessions for disk in session.glob("device/*/*/block/*")]
+        errors = exception.ExceptionChainer()
+        for words in flushes(disks):
+            try:
+                self.execute(*words, run_as_root=True, attempts=3, timeout=300, interval=10, root_helper=None)
+            except exception.ProcessExecutionError as error:
+                if not force:
+                    raise
+                errors.add_exception(type(error), error, error.__traceback__)
+        for disk in disks:
+            for holder in (ROOT / "sys/class/block" / disk / "holders").iterdir():
+                remove_block(holder.name)
+            remove_block(disk)
+        for session in sessions:
             remove(session)
         remove(ROOT / "etc/iscsi/nodes" / data["target_iqn"])
+        if errors._exceptions and not ignore_errors:
+            raise errors
+
+
+def flushes(disks):
+    """Yield the commands that flush what is over these disks, or the disks themselves."""
+    blocks = ROOT / "sys/class/block"
+    maps = {holder.name for disk in disks for holder in (blocks / disk / "holders").iterdir()}
+    for over in maps:
+        yield "multipath", "-f", (blocks / over / "dm/name").read_text().strip()
+    if not maps:
+        yield from (("blockdev", "--flushbufs", str(ROOT / "dev" / disk)) for disk in disks)
 
 
 def make_block(prefix, size):

@@ -1,0 +1,42 @@
+"""What a job was asked for, as its row keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What was asked for, and the case that the flow is built for.
+
+    Args:
+        device: the target name asked for, or empty.
+        bus: virtio, scsi or sata.
+        mode: rw or ro.
+        dialect: attachments or legacy.
+        data_path: host or network.
+        encrypted: the volume is encrypted and opened on this side.
+        multiattach: the volume may be attached more than once.
+        owner_mark: attachments carry the job's UUID as their owner.
+        allow_nova: also on a server that Nova manages.
+        size: what an extend makes the volume, in GiB.
+        format_luks: the operator gives up what an encrypted volume without a LUKS header holds.
+        header: how far an attach by dm-crypt has come: ``none``, ``format`` (it was decided to format the volume),
+            ``open`` (it was about to be opened); empty for other jobs, and for those of releases without it.
+        force: by what a detach goes on where the host cannot flush the device, since the operator gives up what was
+            not written: its ``request``, or a ``resume``; empty for one that does not.
+    """
+
+    device: str = ""
+    bus: str = "virtio"
+    mode: str = "rw"
+    dialect: str = "attachments"
+    data_path: str = "host"
+    encrypted: bool = False
+    multiattach: bool = False
+    owner_mark: bool = True
+    allow_nova: bool = False
+    size: int = 0
+    format_luks: bool = False
+    header: str = ""
+    force: str = ""
