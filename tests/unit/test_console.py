@@ -54,7 +54,7 @@ def test_a_command_without_output(guest: Callable[..., Console]) -> None:
     [
         pytest.param("{id} second\n{id} END 0 12\n", id="the first line"),
         pytest.param("t\n{id} second\n{id} END 0 12\n", id="the beginning of the first"),
-        pytest.param("{id} first\n{id} ond\n{id} END 0 12\n", id="a part within"),
+        pytest.param("{id} first\n{id} con\n{id} END 0 12\n", id="a part within"),
         pytest.param("{id} first\n{id} second\n", id="the end"),
         pytest.param("", id="all"),
     ],
