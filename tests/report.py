@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tether.matrix.figures import bar, machine
 
@@ -67,6 +69,13 @@ def figures(checks: list[Check], tallies: dict[str, Tally], bars: list[dict[str,
     return json.dumps({"bars": own + bars, "machine": machine()})
 
 
+class Groups(LoadScopeScheduling):
+    """Gives each test to the next free process, and a group as a whole to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((group for place, group in GROUPS.items() if nodeid.startswith(place)), nodeid)
+
+
 class TierReport:
     """The pytest plugin: orders the tiers, counts them, prints the table, writes the figures."""
 
@@ -76,10 +85,8 @@ class TierReport:
         self.tallies: dict[str, Tally] = {}
         self.bars: list[dict[str, Any]] = []
 
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        for place, group in GROUPS.items():
-            if item.nodeid.startswith(place):
-                item.add_marker(pytest.mark.xdist_group(group))
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Groups:
+        return Groups(config, log)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
