@@ -124,6 +124,11 @@ class Settings:
     volume_use_multipath: bool = _option("host", False, "Connect over all portals (Nova's [libvirt] option).")
     volume_enforce_multipath: bool = _option("host", False, "Refuse to connect without multipathd (Nova's option).")
     num_volume_scan_tries: int = _option("host", 5, "Scan attempts for a new device (Nova's [libvirt] option).", min=1)
+    iscsi_iface: str = _option(
+        "host",
+        "",
+        "The iface of open-iscsi to log in by, for offload cards; empty: plain TCP (Nova's [libvirt] option).",
+    )
     iser_use_multipath: bool = _option("host", False, "The same for iSER (Nova's [libvirt] option).")
     num_iser_scan_tries: int = _option("host", 5, "Scan attempts over iSER (Nova's [libvirt] option).", min=1)
     num_nvme_discover_tries: int = _option(

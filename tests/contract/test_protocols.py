@@ -233,6 +233,17 @@ def test_os_brick_is_given_what_nova_gives_it(
 
 
 @pytest.mark.parametrize(
+    ("iface", "transport"), [("", "default"), ("bnx2i.00:05:b5:d2:a0:c2", "bnx2i.00:05:b5:d2:a0:c2")]
+)
+def test_an_iface_of_open_iscsi_is_logged_in_by(recorded: RecordedHost, iface: str, transport: str) -> None:
+    record = RECORDS["iscsi"]
+    exported(recorded, record)
+    recorded.local(iscsi_iface=iface).connect(*words(record))
+    (_factory, _protocol, options), *_ = recorded.brick.calls
+    assert options["transport"] == transport
+
+
+@pytest.mark.parametrize(
     ("protocol", "data"),
     [
         ("smbfs", {"export": "//192.0.2.9/share"}),

@@ -93,7 +93,7 @@ def get_connector_properties(root_helper, my_ip, multipath, enforce_multipath, *
 
 class InitiatorConnector:
     @staticmethod
-    def factory(protocol, root_helper, use_multipath=False, device_scan_attempts=3, execute=None):
+    def factory(protocol, root_helper, use_multipath=False, device_scan_attempts=3, *, execute=None, transport=""):
         log("factory", protocol, use_multipath, device_scan_attempts)
         return Connector(use_multipath, execute or rootwrap.execute)
 
