@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from tether.cli.printable import one_line
@@ -23,6 +24,8 @@ WORDS = {
     "REVERTING": ("…", "undoing", "yellow"),
     "REVERTED": ("↩", "undone", "yellow"),
 }
+#: A second.
+REFRESHES = 12
 
 
 class Progress:
@@ -43,6 +46,8 @@ class Progress:
         self._failed: set[str] = set()
         self._lock = threading.Lock()
         self._live: Any = None
+        self._painter = threading.Thread(target=self._paint, daemon=True)
+        self._ended = threading.Event()
 
     @property
     def watch(self) -> Callable[[Event], None] | None:
@@ -54,21 +59,39 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(get_renderable=self._table, console=Console(file=self._stderr), refresh_per_second=12)
+            self._live = Live(get_renderable=self._table, console=Console(file=self._stderr), auto_refresh=False)
             self._live.start()
             self._log_to(sys.stderr)  # which the display has taken over
+            self._painter.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         if self._live is not None:
+            self._ended.set()
+            self._painter.join()
             self._log_to(self._stderr)
             self._live.stop()
 
+    def _paint(self) -> None:
+        """Draw the display anew, and never while a log line is written above it.
+
+        rich lets both happen at once: each then moves the cursor by the height that the display had before the other.
+        """
+        while not self._ended.wait(1 / REFRESHES):
+            with ExitStack() as turn:
+                for handler in self._handlers():
+                    handler.acquire()
+                    turn.callback(handler.release)
+                self._live.refresh()
+
     def _log_to(self, stream: IO[str]) -> None:
         """Send log lines for the terminal there: above the display, which would otherwise wipe them out."""
-        for handler in logging.getLogger().handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.setStream(stream)
+        for handler in self._handlers():
+            handler.setStream(stream)
+
+    @staticmethod
+    def _handlers() -> list[logging.StreamHandler[Any]]:
+        return [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
 
     def tell(self, text: str) -> bool:
         """Say something in the title; safe in a signal handler. Return False where nothing is shown."""
