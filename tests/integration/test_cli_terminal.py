@@ -42,6 +42,8 @@ def on_terminal(sim: SimWorld, *words: str) -> tuple[int, list[str]]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+    for name in ("COLUMNS", "LINES"):  # xdist gives its own to the tests
+        environment.pop(name, None)
     command = [*CHILD, "--config-file", str(sim._config), "--sim", str(sim.directory), *words]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as child:
         os.close(theirs)
