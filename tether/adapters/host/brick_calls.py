@@ -136,12 +136,6 @@ def _connector(settings: Settings, protocol: str, **more: Any) -> Any:
 def _options(settings: Settings, protocol: str) -> dict[str, Any]:
     """Return what Nova gives the connector of a protocol (nova/virt/libvirt/volume: iscsi.py, iser.py, nvme.py, …)."""
     match protocol:
-        case "iscsi":
-            return {
-                "use_multipath": settings.volume_use_multipath,
-                "device_scan_attempts": settings.num_volume_scan_tries,
-                "transport": settings.iscsi_iface or "default",
-            }
         case "iser":
             return {"use_multipath": settings.iser_use_multipath, "device_scan_attempts": settings.num_iser_scan_tries}
         case "nvmeof" | "nvme" | "lightos":
@@ -155,6 +149,7 @@ def _options(settings: Settings, protocol: str) -> dict[str, Any]:
     return {
         "use_multipath": settings.volume_use_multipath,
         "device_scan_attempts": settings.num_volume_scan_tries,
+        **({"transport": settings.iscsi_iface or "default"} if protocol == "iscsi" else {}),
     }
 
 
