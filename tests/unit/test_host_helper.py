@@ -191,16 +191,19 @@ print(cfg.CONF.os_brick.lock_path, os_brick.__file__)
 """
 
 
+def with_the_real_os_brick(script: str, *words: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process that does not have the stand-in.
+
+    Args:
+        changes: of the environment.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | changes
+    command = [sys.executable, "-c", script, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+
+
 def test_the_real_os_brick_is_set_up_without_eventlet(tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    ended = subprocess.run(
-        [sys.executable, "-c", BACKEND, str(tmp_path / "locks")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = with_the_real_os_brick(BACKEND, tmp_path / "locks")
     first, second = ended.stdout.splitlines()
     assert first == "None THREADING oslo_service.backend._threading.loopingcall"
     assert second.startswith(f"{tmp_path}/locks ")
@@ -229,16 +232,7 @@ def test_the_real_os_brick_gives_up_a_flush_in_time(tmp_path: Path) -> None:
     """Each way of flushing goes through what the connector is given; it is tried once."""
     (tmp_path / "multipath").write_text('#!/bin/sh\n[ "$2" = hang ] && exec sleep 600\nexit 1\n')
     (tmp_path / "multipath").chmod(0o755)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
-    ended = subprocess.run(
-        [sys.executable, "-c", FLUSH, str(tmp_path / "locks")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = with_the_real_os_brick(FLUSH, tmp_path / "locks", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert ended.stdout.splitlines() == [
         f"{protocol} {error} True"
         for protocol in ("iscsi", "fibre_channel", "nvmeof")
