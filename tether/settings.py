@@ -46,7 +46,9 @@ class Settings:
         "How data reach the guest: 'host' (os-brick gives a device) or 'network' (QEMU connects by itself).",
         choices=("host", "network"),
     )
-    wait: float = _option("DEFAULT", 30.0, "How long to wait for another runner's lease on a server.")
+    wait: float = _option(
+        "DEFAULT", 30.0, "How long to wait for another runner's lease on a server, or for the lock of shared targets."
+    )
     lease_ttl: float = _option("DEFAULT", 30.0, "A lease is renewed every third of this, and lapses after it.")
     step_retry_time: float = _option(
         "DEFAULT", 60.0, "How long a step past its pivot, or an undo, is tried again before the job is blocked."

@@ -117,6 +117,17 @@ def test_os_brick_never_handles_a_volume_as_encrypted(pretend: PretendHost) -> N
     assert [line for line in pretend.calls() if line.startswith("connect") and line.endswith("encrypted False")]
 
 
+def test_what_os_brick_locks_stays_novas_to_lock(pretend: PretendHost) -> None:
+    (pretend.root / "locks").mkdir()
+    os.chown(pretend.root / "locks", 1234, 1234)
+    lock = pretend.root / "locks/os-brick-connect_volume"
+    lock.touch()
+    pretend.host().find("v1")
+    assert lock.stat().st_uid == 0
+    pretend.host().connect(*pretend.exported())
+    assert lock.stat().st_uid == 1234
+
+
 def test_settings_reach_os_brick(pretend: PretendHost) -> None:
     host = pretend.host(
         volume_use_multipath=True, volume_enforce_multipath=True, num_volume_scan_tries=9, my_ip="10.9.8.7"

@@ -25,6 +25,8 @@ class Params:
             ``open`` (it was about to be opened); empty for other jobs, and for those of releases without it.
         force: by what a detach goes on where the host cannot flush the device, since the operator gives up what was
             not written: its ``request``, or a ``resume``; empty for one that does not.
+        targets: the Cinder service of whose targets the job takes this host's lock (os-brick's ``guard_connection``),
+            or empty.
     """
 
     device: str = ""
@@ -40,3 +42,4 @@ class Params:
     format_luks: bool = False
     header: str = ""
     force: str = ""
+    targets: str = ""

@@ -364,6 +364,7 @@ class Runner:
                 hint=f"once the database answers: tether job resume {job.id}",
             ) from error
         finally:
+            run.let_targets_go()
             self.heart.end(hold)
             self.runs.remove(run)
 

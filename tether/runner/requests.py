@@ -149,10 +149,21 @@ def new_job(
         server_id=server[0],
         server_name=server[1],
         request_id=f"req-{job_id}",
-        params=params,
+        params=replace(params, targets=_shared_targets(runner.tools, volume, params)),
         place=runner.place(),
         idempotency_key=key or None,
     )
+
+
+def _shared_targets(tools: Toolbox, volume: Volume, params: Params) -> str:
+    """Return the service of whose targets a job needs this host's lock, or empty.
+
+    As os-brick's ``guard_connection``: False is never, None (from 3.69) always, True where the initiator scans by
+    itself. Before 3.48 Cinder names no service.
+    """
+    if params.data_path == "network" or volume.shared_targets is False or not volume.service_uuid:
+        return ""
+    return "" if volume.shared_targets and tools.host.scans_manually() else volume.service_uuid
 
 
 def store(runner: Runner, job: Job, join: Callable[[Job], Accepted]) -> Accepted:

@@ -2,7 +2,7 @@
 
 The book ``host``::
 
-    identity   name, machine_id, boot_id, initiator, nqn, ip
+    identity   name, machine_id, boot_id, initiator, nqn, ip, and manual_scan, false where a test says so
     devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
     links      volume id -> what tether's link points to
     crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping; size while it is behind its device
@@ -105,6 +105,9 @@ class SimHost:
             "system uuid": system,
             "nqn": known["nqn"],
         }
+
+    def scans_manually(self) -> bool:
+        return bool(self._read()["identity"].get("manual_scan", True))
 
     def connect(self, volume_id: str, connection: Connection) -> Device:
         data = connection.data.open()

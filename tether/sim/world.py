@@ -86,6 +86,7 @@ def fit(settings: Settings, directory: Path) -> Settings:
         "key_file": str(directory.resolve() / "keys"),
         "data_path": "host",
         "run_dir": str(directory.resolve() / "run"),
+        "lock_path": str(directory.resolve() / "locks"),
     }
     changes = {name: value for name, value in wanted.items() if getattr(settings, name) == defaults[name]}
     return settings.but(**changes, endpoint_override=ENDPOINT, send_service_user_token=True)

@@ -383,6 +383,7 @@ class UnplugPersistent(Step):
 
     code = "unplug-persistent/1"
     book = "guest"
+    on_targets = True
     repeatable = True
 
     def act(self, elements: Elements) -> None:

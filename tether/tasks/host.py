@@ -148,6 +148,7 @@ class ConnectHost(Step):
     code = "connect-host/1"
     gives = "device"
     book = "host"
+    on_targets = True
     repeatable = True
 
     def act(self, attachment_id: str, connector: dict[str, object], export: Export) -> Device:
@@ -258,6 +259,7 @@ class DisconnectHost(Step):
 
     code = "disconnect-host/1"
     book = "host"
+    on_targets = True
     repeatable = True
     forward_only = True
 

@@ -83,6 +83,7 @@ class LegacyExport(Step):
     code = "export-volume-legacy/1"
     gives = "export"
     book = "cinder"
+    on_targets = True
     repeatable = True
 
     def act(self, connector: dict[str, object]) -> Export:
@@ -183,6 +184,7 @@ class LegacyRelease(Step):
 
     code = "release-attachment-legacy/1"
     book = "cinder"
+    on_targets = True
     repeatable = True
     forward_only = True
 

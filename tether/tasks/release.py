@@ -143,6 +143,7 @@ class ClearHost(Step):
 
     code = "clear-host/1"
     book = "host"
+    on_targets = True
     repeatable = True
     forward_only = True
 
@@ -174,6 +175,7 @@ class ClearRows(Step):
 
     code = "clear-rows/1"
     book = "cinder"
+    on_targets = True
     repeatable = True
     forward_only = True
 

@@ -175,6 +175,7 @@ class ReconnectHost(Step):
     code = "reconnect-host/1"
     gives = "device"
     book = "host"
+    on_targets = True
     repeatable = True
 
     def act(self, former: Former, connector: dict[str, object]) -> Device:
@@ -360,6 +361,7 @@ class ReexportVolume(Step):
     code = "reexport-volume/1"
     gives = "export"
     book = "cinder"
+    on_targets = True
     repeatable = True
     forward_only = True
 

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tether.adapters.cinder import wire
 from tether.adapters.cinder.model import Cinder, CinderIdentity, Connection, Connector
 from tether.adapters.guest.model import Guest, Server
 from tether.adapters.host.model import Host, HostIdentity, Keys
+from tether.adapters.host.targets import TargetLock
 from tether.clock import Clock
 from tether.errors import (
     ConfigError,
     FinalError,
+    HeldError,
     Interrupted,
     LostLease,
     NotFound,
@@ -35,6 +38,8 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds of waiting that are not passed over in silence.
 LONG_WAIT = 2.0
+#: Seconds between two looks at a lock that somebody else has.
+LOCK_PAUSE = 0.1
 #: The name of a mapping's sealed connection.
 CONNECTION = "connection"
 
@@ -109,6 +114,7 @@ class Run:
     error: Mapping[str, Any] | None = None
     _quiet_at: dict[str, float] = field(default_factory=dict)
     _connection: Connection | None = None
+    _targets: TargetLock | None = None
 
     def __post_init__(self) -> None:
         # That runner's clock may have been ahead: from now on a call takes no longer than it may take at most.
@@ -317,6 +323,32 @@ class Run:
         """Hold the server while its names and addresses are chosen or its disks change."""
         with self.tools.leases.held(f"server:{self.job.server_id}", wait=self.tools.settings.wait, job=self.job.id):
             yield
+
+    def hold_targets(self) -> None:
+        """Hold this host's lock of the backend's targets, where the job needs it, until :meth:`let_targets_go`.
+
+        Raises:
+            HeldError: somebody else of this host holds it: another job, Nova or Cinder.
+        """
+        if not self.job.params.targets:
+            return
+        if self._targets is None:
+            self._targets = TargetLock(Path(self.tools.settings.lock_path), self.job.params.targets)
+        deadline = self.tools.clock.time() + self.tools.settings.wait
+        while not self._targets.take():
+            if self.tools.clock.time() >= deadline:
+                raise HeldError(
+                    f"volume {self.job.volume_name} shares its targets with another that is being attached or detached"
+                    " on this host",
+                    resource=f"volume {self.job.volume_id}",
+                    hint=f"see who holds {self._targets.path} (lslocks), and try again after it",
+                )
+            self.pause(LOCK_PAUSE)
+
+    def let_targets_go(self) -> None:
+        """Let the targets go: the run is over."""
+        if self._targets is not None:
+            self._targets.release()
 
     @property
     def machine(self) -> HostIdentity:

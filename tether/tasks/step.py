@@ -44,6 +44,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         repeatable: ``act`` may simply be called again after an uncertain answer.
         forward_only: past the pivot: it is retried, then the job is blocked; it is never a reason to undo.
         pending_blocks: an uncertain end blocks the job where it stands, although a final one undoes it.
+        on_targets: no other volume of the same shared targets may come or go on this host meanwhile.
     """
 
     code: ClassVar[str]
@@ -52,6 +53,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     repeatable: ClassVar[bool] = False
     forward_only: ClassVar[bool] = False
     pending_blocks: ClassVar[bool] = False
+    on_targets: ClassVar[bool] = False
 
     #: TaskFlow's events of a task; progress inside a step is not one of ours.
     TASK_EVENTS = ()
@@ -68,6 +70,8 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         """
         #: True if ``act`` may have had its effect although no result says so.
         self.in_doubt = False
+        #: True while ``act`` waits to be called for the first time: there is nothing to undo then.
+        self.waiting = False
         acts, undoes = list(_inputs(type(self), "act")), list(_inputs(type(self), "undo"))
         super().__init__(
             name=self.code,
@@ -130,6 +134,10 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
 
     def _act(self, inputs: dict[str, Any]) -> Any:
         def attempt() -> Any:
+            if self.on_targets:
+                self.waiting = not self.in_doubt
+                self.run.hold_targets()
+                self.waiting = False
             faults.point(f"{self.label}.act.before")
             result = self.act(**inputs)
             self.in_doubt = True  # until the result is stored: whatever fails from here on, the effect is there
@@ -186,9 +194,13 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         if "result" in _inputs(type(self), "undo", own=True):
             inputs["result"] = None if isinstance(result, Failure) else result
         self.run.check()
+        if self.waiting:
+            return
         self._insist(lambda: self._undo(inputs), (UncertainError, FinalError, HeldError))
 
     def _undo(self, inputs: dict[str, Any]) -> None:
+        if self.on_targets:
+            self.run.hold_targets()
         faults.point(f"{self.label}.undo.before")
         self.undo(**inputs)
         faults.point(f"{self.label}.undo.after")

@@ -154,6 +154,7 @@ class ExportVolume(Step):
     code = "export-volume/1"
     gives = "export"
     book = "cinder"
+    on_targets = True
     repeatable = True
 
     def act(self, attachment_id: str, connector: dict[str, object]) -> Export:
@@ -238,6 +239,7 @@ class ReleaseAttachment(Step):
 
     code = "release-attachment/1"
     book = "cinder"
+    on_targets = True
     repeatable = True
     forward_only = True
 

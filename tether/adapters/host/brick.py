@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.adapters.cinder.model import Connection, Connector, Encryption
-from tether.adapters.host import errors, helper, process, wwid
+from tether.adapters.host import errors, helper, process, targets, wwid
 from tether.adapters.host.model import Device, Header, HostIdentity, HostSurvey, from_json, survey_from_json
 from tether.adapters.host.network import NetworkHost
 from tether.adapters.host.places import Places, own_initiator, read_identity
@@ -62,6 +62,9 @@ class BrickHost:
             )
         found: dict[str, Any] = self._ask("connector")
         return found
+
+    def scans_manually(self) -> bool:
+        return targets.scans_manually(Path(self._places.iscsiadm))
 
     def connect(self, volume_id: str, connection: Connection) -> Device:
         return from_json(self._ask("connect", volume_id=volume_id, **_reach(connection)))

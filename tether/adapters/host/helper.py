@@ -15,11 +15,13 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from io import FileIO
+from pathlib import Path
 from typing import Any, TextIO
 
-from tether.adapters.host import errors
+from tether.adapters.host import errors, targets
 from tether.adapters.host.local import LocalHost
 from tether.adapters.host.model import Device, as_json, survey_as_json
 from tether.adapters.host.places import Places
@@ -91,6 +93,9 @@ def main(requests: FileIO, answers: TextIO, tether: int) -> None:
         answer = {"result": carry_out(asked)}
     except TetherError as error:
         answer = {"error": {key: scrub(text, secrets) for key, text in errors.as_json(error).items()}}
+    if asked["verb"] in OF_BRICK:
+        with suppress(OSError):
+            targets.hand_over(Path(asked["settings"]["lock_path"]))
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 

@@ -114,6 +114,9 @@ class Host(Protocol):
     def connector(self) -> Connector:
         """Return the connector properties that Cinder exports the volume to."""
 
+    def scans_manually(self) -> bool:
+        """Return True if no device of a shared target appears here unless a connect asks for it."""
+
     def connect(self, volume_id: str, connection: Connection) -> Device:
         """Log in, find the device, and make tether's link. Repeatable: connecting again is harmless."""
 

@@ -56,6 +56,9 @@ class NetworkHost:
             **({"nqn": known.nqn} if known.nqn else {}),
         }
 
+    def scans_manually(self) -> bool:
+        return True
+
     def connect(self, volume_id: str, connection: Connection) -> Device:
         self._refuse(volume_id)
 

@@ -20,6 +20,7 @@ class Places:
     proc: str = "/proc"
     etc: str = "/etc"
     var: str = "/var/lib"
+    iscsiadm: str = "/sbin/iscsiadm"
 
 
 def read_identity(settings: Settings, places: Places) -> HostIdentity:
