@@ -30,7 +30,7 @@ def settle(runner: Runner, job: Job, end: str, reason: str) -> Job:
         reason: kept with the job, with the operator's name and the time.
 
     Raises:
-        ConflictError: the job has ended.
+        ConflictError: the job has ended, or is about several volumes.
         HeldError: a runner works on it.
         OperatorNeeded: a book contradicts it; the message names every contradiction.
         UncertainError: a book cannot be read: what is unread is never taken for absent.
@@ -38,6 +38,12 @@ def settle(runner: Runner, job: Job, end: str, reason: str) -> Job:
     if not job.open:
         raise ConflictError(
             f"job {job.id} has ended: {job.state}", resource=f"job {job.id}", hint="there is nothing to settle"
+        )
+    if job.params.volumes:
+        raise ConflictError(
+            f"job {job.id} is about several volumes, each of which has a job of its own",
+            resource=f"job {job.id}",
+            hint=f"settle the one that is blocked (tether job show {job.id}), then: tether job resume {job.id}",
         )
     if runner.is_live(job):
         raise HeldError(

@@ -36,13 +36,17 @@ class Reported:
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; return its exit code."""
         try:
-            if self.fields:
-                _check_columns(parsed_args, self.fields)
+            if columns := self.columns(parsed_args):
+                _check_columns(parsed_args, columns)
             code: int = super().run(parsed_args)  # type: ignore[misc]  # cliff's, by the order of the bases
         except TetherError as error:
             self.app.report(error)
             return error.exit_code
         return self.exit_code or code
+
+    def columns(self, parsed_args: argparse.Namespace) -> tuple[str, ...]:
+        """Return the columns of the result, where they are known beforehand."""
+        return self.fields
 
     def get_epilog(self) -> str:
         """Return nothing: cliff would read the metadata of every installed package to say which one a command is of."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tether.cli.base import JOB_FIELDS, Lister, ShowOne, job_fields, job_state, moment
+from tether.cli.base import JOB_FIELDS, Lister, Reported, ShowOne, job_fields, job_state, moment
 from tether.cli.consent import add_force, is_forced
 from tether.cli.printable import Lines
 
@@ -67,7 +67,22 @@ def find_job(ledger: Ledger, name: str, *, last: bool) -> Job:
 
     if bool(name) == last:
         raise UsageError("name one job", hint="give JOB (the beginning of its id is enough), or --last")
-    return ledger.last_job() if last else ledger.job(name)
+    if not last:
+        return ledger.job(name)
+    from tether.runner.whole import find
+
+    newest = ledger.last_job()
+    return (find(ledger, newest.params.whole) if newest.params.whole else None) or newest
+
+
+def whole(command: Reported, ledger: Ledger, job: Job) -> Job:
+    """Return the job to take up: the open one that a job is a part of, or itself."""
+    from tether.runner.whole import whole_of
+
+    found = whole_of(ledger, job)
+    if found.id != job.id:
+        command.app.say(f"tether: job {job.id} is a part of job {found.id}, which is taken up")
+    return found
 
 
 class _OneJob(ShowOne):
@@ -82,10 +97,13 @@ class ShowJob(_OneJob):
     """Show a job: what it is about, how it stands, and its steps."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        from tether.runner.whole import parts_of
+
         with self.ledger() as book:
             job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
             fields = job_fields(job, live=book.is_live(job))
             mark = _owner_mark(book, job)
+            parts = [f"{part.id} {part.volume_name} {part.state}" for part in parts_of(book.ledger, job)]
             steps = _in_order(job, [(a.name, a.state) for detail in book.logbook.flows(job.id) for a in detail])
         fields |= {
             "request_id": job.request_id,
@@ -94,6 +112,8 @@ class ShowJob(_OneJob):
             "data_path": job.params.data_path,
             "mode": job.params.mode,
             "forced": FORCED[job.params.force],
+            "whole": job.params.whole,
+            "parts": parts if self.is_machine else Lines("\n".join(parts)),
             "step": job.step,
             "steps": [f"{name} {state}" for name, state in steps] if self.is_machine else _steps(steps),
             "error": job.error["message"] if job.error else "",
@@ -171,20 +191,21 @@ class ResumeJob(Lister):
         from tether.errors import UsageError
         from tether.runner.force import resume_forced
         from tether.runner.jobs import Runner
+        from tether.runner.whole import whole_of
 
         forced = is_forced(parsed_args)
         if forced and (parsed_args.all or len(parsed_args.jobs) > 1):
             raise UsageError("--force is for one job", hint="name the detach whose writes may be lost, or give --last")
-        named = [bool(parsed_args.jobs), parsed_args.last, parsed_args.all]
-        if named.count(True) != 1:
+        if [bool(parsed_args.jobs), parsed_args.last, parsed_args.all].count(True) != 1:
             raise UsageError("name the jobs", hint="give JOB… (the beginning of an id is enough), --last, or --all")
         with self.ledger() as book:
             if parsed_args.all:
                 listed = book.ledger.list_jobs(open_only=True, limit=None, damaged=self.damaged)
-                jobs = [job for job in listed if not book.is_live(job)][::-1]
+                found = [whole_of(book.ledger, job) for job in listed if not book.is_live(job)][::-1]
             else:
-                found = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
-                jobs = list({job.id: job for job in found}.values())
+                named = [find_job(book.ledger, name, last=parsed_args.last) for name in parsed_args.jobs or [""]]
+                found = [whole(self, book.ledger, job) for job in named]
+            jobs = list({job.id: job for job in found}.values())
         with self.world(jobs[0].request_id if len(jobs) == 1 else "", connects=True) as world:
             from tether.cli.work import take_up, take_up_many
 
@@ -200,7 +221,11 @@ class ResumeJob(Lister):
             if len(jobs) == 1:
                 title = f"resume {jobs[0].kind} of {jobs[0].volume_name} · {jobs[0].server_name}"
                 resume = resume_forced if forced else Runner.resume
-                ended = [take_up(self.app, world, title, lambda run: resume(run, jobs[0], fenced=parsed_args.fenced))]
+
+                def work(runner: Runner) -> Job:
+                    return resume(runner, jobs[0], fenced=parsed_args.fenced)
+
+                ended = [take_up(self.app, world, title, work, several=bool(jobs[0].params.volumes))]
             else:
                 ended = take_up_many(self.app, world, jobs, parsed_args.parallel, fenced=parsed_args.fenced)
             now = world.tools.clock.time()
@@ -222,12 +247,13 @@ class AbortJob(_OneJob):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         with self.ledger() as book:
-            job = find_job(book.ledger, parsed_args.job, last=parsed_args.last)
+            job = whole(self, book.ledger, find_job(book.ledger, parsed_args.job, last=parsed_args.last))
         with self.world(job.request_id, connects=True) as world:
             from tether.cli.work import take_up
 
             title = f"abort {job.kind} of {job.volume_name} · {job.server_name}"
-            job = take_up(self.app, world, title, lambda runner: runner.abort(job), wanted="rolled-back")
+            several = bool(job.params.volumes)
+            job = take_up(self.app, world, title, lambda runner: runner.abort(job), "rolled-back", several=several)
         self.exit_code = 0 if job.state == "rolled-back" else job.exit_code or 1
         fields = job_fields(job, live=False)
         return tuple(fields), tuple(fields.values())

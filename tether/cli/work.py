@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 SIGNALLED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-def carry_out(app: Tether, world: World, title: str, start: Callable[[Runner], Accepted]) -> Job:
+def carry_out(
+    app: Tether, world: World, title: str, start: Callable[[Runner], Accepted], *, several: bool = False
+) -> Job:
     """Get a job from ``start``, run it unless somebody else does, and say how it ended.
+
+    Args:
+        several: it runs other jobs, which are shown by their ids.
 
     Returns:
         The job; its ``exit_code`` is the command's.
@@ -36,12 +41,20 @@ def carry_out(app: Tether, world: World, title: str, start: Callable[[Runner], A
         accepted = start(runner)
         return runner.run(accepted.job) if accepted.new else runner.wait_for(accepted.job)
 
-    return take_up(app, world, title, work)
+    return take_up(app, world, title, work, several=several)
 
 
-def take_up(app: Tether, world: World, title: str, work: Callable[[Runner], Job], wanted: str = "") -> Job:
+def take_up(
+    app: Tether,
+    world: World,
+    title: str,
+    work: Callable[[Runner], Job],
+    wanted: str = "",
+    *,
+    several: bool = False,
+) -> Job:
     """Let ``work`` run a job, with progress and signals, and say how it ended, unless that is the ``wanted`` state."""
-    with Progress(app.stderr, title, quiet=app.options.verbose_level == 0) as progress:
+    with Progress(app.stderr, title, quiet=app.options.verbose_level == 0, by_job=several) as progress:
         runner = Runner(world.tools, world.logbook, progress.watch)
         with _signals(app, progress, runner) as caught:
             try:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
-from tether.flows import adopt, attach, detach, extend, repair
+from tether.flows import adopt, attach, detach, extend, repair, whole
 from tether.persistence.params import Params
 
 #: The version that new jobs get.
 CURRENT = {
     "attach": 1,
+    "attach-all": 1,
     "detach": 1,
     "adopt": 1,
     "extend": 1,
@@ -43,6 +44,7 @@ class Part:
 
 _PARTS: dict[tuple[str, int], Sequence[Part]] = {
     ("attach", 1): (Part("attach", attach.build),),
+    ("attach-all", 1): (Part("attach-all", whole.build_attach),),
     ("detach", 1): (
         Part("detach-guest", detach.build_guest),
         Part("detach-release", detach.build_release, revertible=False),

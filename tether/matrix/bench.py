@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 
 from tether import faults
 from tether.matrix import judge
-from tether.matrix.journeys import PLAIN, RESUME, Variant
+from tether.matrix.journeys import BOTH, PLAIN, RESUME, Variant
 from tether.matrix.wrecks import WRECKS
 from tether.persistence import owner
 
@@ -85,6 +86,7 @@ RECIPES = {
     "bare": Recipe(""),
     "fresh": Recipe("bare", lambda _variant: ("job", "list")),
     "attached": Recipe("fresh", lambda variant: variant.attach),
+    "both": Recipe("fresh", lambda _variant: BOTH),
     "used": Recipe("attached", lambda variant: variant.detach),
     "keyless": Recipe("attached", wreck=_lose_keys),
     "forgotten": Recipe("keyless", lambda _variant: ("key", "forget")),
@@ -184,7 +186,11 @@ class World:
 
     def books(self) -> dict[str, Any]:
         """Return the five books, as they can be compared."""
-        return judge.comparable(self.directory)
+        found = judge.comparable(self.directory)
+        if self.variant.several:
+            # Which of two devices that are connected at once the host calls what is chance.
+            found = json.loads(re.sub(r"/dev/sd[ab]\b", "/dev/sd", json.dumps(found)))
+        return found
 
     def identities(self) -> list[list[str]]:
         """Return whose the mappings are."""

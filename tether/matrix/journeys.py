@@ -12,6 +12,8 @@ KILLED = 128 + signal.SIGKILL
 
 RESUME = ("job", "resume", "--last")
 ABORT = ("job", "abort", "--last")
+#: Two volumes as one.
+BOTH = ("attach", "--all", "vol1", "vol2", "guest1")
 CONSENT = ("--force", "--accept-lost-writes")
 
 
@@ -23,6 +25,7 @@ class Variant:
         name: empty for the plain one.
         data_path: the setting; ``owner_mark`` too.
         force: it is detached by force.
+        several: two volumes are attached as one; which of them the host calls what is chance.
     """
 
     name: str = ""
@@ -32,6 +35,7 @@ class Variant:
     data_path: str = "host"
     owner_mark: str = "auto"
     force: bool = False
+    several: bool = False
 
     def flow(self, kind: str) -> str:
         """Return the name of a kind of job in this case."""
@@ -178,6 +182,9 @@ def flows() -> Iterator[Flow]:
         if not paused:
             steps = "begin-detaching unplug-live unplug-live.act.before"
             yield _flow("detach", variant, variant.detach, "attached fresh", steps)
+    yield _flow(
+        "attach-all", Variant(several=True), BOTH, "fresh both", "create-mapping plug-live finish-mapping.act.after"
+    )
     for variant in (FORCED, Variant("forced-encrypted", volume="secret1", force=True)):
         steps = "begin-detaching unplug-live unplug-live.act.before"
         yield replace(_flow("detach", variant, variant.detach, "dead fresh", steps), further=True)

@@ -107,8 +107,8 @@ def _all() -> Iterator[Point]:
             if part.revertible:
                 yield from _of_commit(f"commit.{part.name}.turn-back", f"an abort is decided in {part.name}")
             steps = [step for step, _data in part.build(params).iter_nodes()]
-            for step in steps:  # what is alone in its flow has nothing after it that could fail
-                yield from _of_step(step, revertible=part.revertible and len(steps) > 1)
+            for step in steps:  # what only reads, and is alone in its flow, has nothing to undo
+                yield from _of_step(step, revertible=part.revertible and (len(steps) > 1 or bool(step.book)))
     for call in (*CALLS, faults.TOKEN):
         if not (call.partition(".")[2].startswith(READS) or call in RARE):
             yield Point(call, "call", call)

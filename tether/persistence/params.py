@@ -27,6 +27,8 @@ class Params:
             not written: its ``request``, or a ``resume``; empty for one that does not.
         targets: the Cinder service of whose targets the job takes this host's lock (os-brick's ``guard_connection``),
             or empty.
+        whole: the all-or-nothing job that the job is a part of, or empty.
+        volumes: ids of the volumes of such a job, with blanks between them; empty for other jobs.
     """
 
     device: str = ""
@@ -43,3 +45,5 @@ class Params:
     header: str = ""
     force: str = ""
     targets: str = ""
+    whole: str = ""
+    volumes: str = ""

@@ -42,6 +42,7 @@ LOG = logging.getLogger(__name__)
 #: What a job that is done leaves the volume as.
 DONE = {
     "attach": "attached",
+    "attach-all": "attached",
     "detach": "detached",
     "adopt": "attached",
     "extend": "attached",
@@ -131,10 +132,14 @@ class Runner:
         self._new[job.id] = leases, lease
         return stored
 
-    def run(self, job: Job) -> Job:
-        """Run a job that was just added to its end; return it as it ended."""
+    def run(self, job: Job, *, prepare: Prepare = lambda *_: None) -> Job:
+        """Run a job that was just added to its end; return it as it ended.
+
+        Args:
+            prepare: called before any step runs.
+        """
         leases, lease = self._new.pop(job.id)
-        return self._held_run(leases, lease, job)
+        return self._held_run(leases, lease, job, prepare=prepare)
 
     def resume(
         self, job: Job, *, fenced: bool = False, stored: Rows | None = None, prepare: Prepare = lambda *_: None
@@ -186,8 +191,11 @@ class Runner:
                 ended += [pool.submit(one, job, rows[job.id]) for job in part]
         return [future.result() for future in ended]
 
-    def abort(self, job: Job) -> Job:
+    def abort(self, job: Job, *, fenced: bool = False) -> Job:
         """Roll an interrupted, running or blocked job back; a running one's runner is asked to stop first.
+
+        Args:
+            fenced: the host of the runner that had it is known to be down for good.
 
         Raises:
             ConflictError: the job has ended, or is past the point from which it only goes forward.
@@ -205,7 +213,7 @@ class Runner:
             job = self.wait_for(job, seconds=self.tools.settings.wait)
             if job.state == "rolled-back":
                 return job
-        return self._take_up(job, self._turn_back, backward=True)
+        return self._take_up(job, self._turn_back, backward=True, fenced=fenced)
 
     def settle(self, job: Job, *, attachment_id: str, **values: Any) -> Job:
         """End a job that nobody works on by an operator's word; the ledger's mapping and device follow it.
@@ -321,7 +329,7 @@ class Runner:
             lease = leases.take(job, job_columns(**values), fenced=fenced)
             if lease is not None:
                 held = replace(job, **values, generation=lease.generation, runner=leases.me)
-                return self._held_run(leases, lease, held, before=job, prepare=prepare, stored=flows)
+                return self._held_run(leases, lease, held, before=job, prepare=prepare, stored=flows, fenced=fenced)
             job, stored = self.tools.ledger.job(job.id), None  # somebody was quicker
 
     def _held_run(
@@ -333,11 +341,13 @@ class Runner:
         before: Job | None = None,
         prepare: Prepare = lambda *_: None,
         stored: Sequence[models.FlowDetail] = (),
+        fenced: bool = False,
     ) -> Job:
         """Run a job whose lease is held.
 
         Args:
             before: the job as it was before it was taken up; None for a new one.
+            fenced: as for :meth:`resume`; of its parts, too.
             stored: its flows as they were then.
         """
         effects = self._effects(job)
@@ -350,6 +360,10 @@ class Runner:
             run.orderly = before.state == "blocked" and (before.error or {}).get("code") != UncertainError.code
         hold = Hold(run, leases, lease, connection, self.tools.clock.time())
         run.tools = hold.guarded(self.tools)
+        if job.params.volumes:
+            from tether.runner.whole import Parts  # which makes jobs, for this to run
+
+            run.whole = Parts(self, run, fenced=fenced)
         self.runs.append(run)
         self.heart.begin(hold)
         try:

@@ -225,6 +225,8 @@ class PlugPersistent(Plug):
 
     code = "plug-persistent/1"
     gives = "persistent_disk"
+    meets = True
+    in_turn = True
     scope = Scope.PERSISTENT
 
     def act(
@@ -255,6 +257,8 @@ class PlugLive(Plug):
 
     code = "plug-live/1"
     gives = "live_disk"
+    meets = True
+    in_turn = True
     scope = Scope.LIVE
 
     def act(

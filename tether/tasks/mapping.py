@@ -273,6 +273,7 @@ class CreateMapping(Step):
     code = "create-mapping/1"
     gives = "slot"
     book = "ledger"
+    in_turn = True
 
     def act(self, volume: Volume) -> Slot:
         params = self.job.params

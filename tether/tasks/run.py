@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tether.persistence.ledger import Job, Ledger, MappingRow
 from tether.persistence.vault import Vault
 from tether.sealed import masked
 from tether.settings import Settings
+from tether.tasks.siblings import Siblings, Whole
 
 LOG = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ LOG = logging.getLogger(__name__)
 LONG_WAIT = 2.0
 #: Seconds between two looks at a lock that somebody else has.
 LOCK_PAUSE = 0.1
+#: Seconds between two looks at how far the others of a request are.
+SIBLING_PAUSE = 0.02
 #: The name of a mapping's sealed connection.
 CONNECTION = "connection"
 
@@ -92,6 +95,8 @@ class Run:
         orderly: the earlier run stopped by itself, with every answer known.
         note: makes columns of the job's row durable with what is stored next.
         keep: makes a sealed secret of the job durable, by its name, with what is stored next.
+        siblings: the jobs of the same all-or-nothing request, while they run with this one.
+        whole: carries out the parts of such a request, for the job that has them.
         ended_at: the latest moment at which that earlier run can have started a call; seconds since the epoch.
     """
 
@@ -112,9 +117,11 @@ class Run:
     futures: list[Future[Any]] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
     error: Mapping[str, Any] | None = None
+    siblings: Siblings | None = None
+    whole: Whole | None = None
     _quiet_at: dict[str, float] = field(default_factory=dict)
     _connection: Connection | None = None
-    _targets: TargetLock | None = None
+    _lock: TargetLock | None = None
 
     def __post_init__(self) -> None:
         # That runner's clock may have been ahead: from now on a call takes no longer than it may take at most.
@@ -140,6 +147,8 @@ class Run:
             raise LostLease(f"job {self.job.id} was taken over by another runner")
         if self.stopping:
             raise Interrupted("asked to stop")
+        if self.siblings is not None:
+            self.siblings.check()
 
     def pause(self, seconds: float) -> None:
         """Wait, but not through a request to stop."""
@@ -324,31 +333,66 @@ class Run:
         with self.tools.leases.held(f"server:{self.job.server_id}", wait=self.tools.settings.wait, job=self.job.id):
             yield
 
-    def hold_targets(self) -> None:
-        """Hold this host's lock of the backend's targets, where the job needs it, until :meth:`let_targets_go`.
+    def meet(self) -> None:
+        """Wait until every volume of the same request has come as far; at once where there is no other.
+
+        Raises:
+            FinalError, OperatorNeeded: one of them does not come.
+        """
+        if self.siblings is not None:
+            self.siblings.arrived(self.job.id)
+            self._wait_for(self.siblings.is_complete)
+
+    @contextmanager
+    def in_turn(self, step: str) -> Iterator[None]:
+        """Do a step after those before it of the same request.
+
+        Raises:
+            FinalError, OperatorNeeded: one of them does not come.
+        """
+        siblings, own = self.siblings, self.job.id
+        if siblings is not None:
+            self._wait_for(lambda: siblings.is_next(step, own))
+        yield
+        if siblings is not None:
+            siblings.passed(step, own)
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            if self.cancelled and not self.pivoted:
+                raise FinalError("cancelled", hint="nothing is left; run the command again when you want it")
+            self.pause(SIBLING_PAUSE)
+
+    @contextmanager
+    def targets(self) -> Iterator[None]:
+        """Hold this host's lock of the backend's targets, where the job needs it; until the run is over, in fact.
 
         Raises:
             HeldError: somebody else of this host holds it: another job, Nova or Cinder.
         """
         if not self.job.params.targets:
+            yield
             return
-        if self._targets is None:
-            self._targets = TargetLock(Path(self.tools.settings.lock_path), self.job.params.targets)
+        if self._lock is None:
+            lock = TargetLock(Path(self.tools.settings.lock_path), self.job.params.targets)
+            self._lock = lock if self.siblings is None else self.siblings.lock(lock)
         deadline = self.tools.clock.time() + self.tools.settings.wait
-        while not self._targets.take():
+        while not self._lock.take():
             if self.tools.clock.time() >= deadline:
                 raise HeldError(
                     f"volume {self.job.volume_name} shares its targets with another that is being attached or detached"
                     " on this host",
                     resource=f"volume {self.job.volume_id}",
-                    hint=f"see who holds {self._targets.path} (lslocks), and try again after it",
+                    hint=f"see who holds {self._lock.path} (lslocks), and try again after it",
                 )
             self.pause(LOCK_PAUSE)
+        with nullcontext() if self.siblings is None else self.siblings.turn:
+            yield
 
     def let_targets_go(self) -> None:
-        """Let the targets go: the run is over."""
-        if self._targets is not None:
-            self._targets.release()
+        """Let the targets go: the run is over. What siblings hold, the last of them lets go."""
+        if self._lock is not None and self.siblings is None:
+            self._lock.release()
 
     @property
     def machine(self) -> HostIdentity:

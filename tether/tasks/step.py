@@ -9,6 +9,7 @@ import json
 import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,6 +45,8 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         repeatable: ``act`` may simply be called again after an uncertain answer.
         forward_only: past the pivot: it is retried, then the job is blocked; it is never a reason to undo.
         pending_blocks: an uncertain end blocks the job where it stands, although a final one undoes it.
+        meets: of several volumes of one request, none begins this step before all have come as far.
+        in_turn: they do it in their order.
         on_targets: no other volume of the same shared targets may come or go on this host meanwhile.
     """
 
@@ -53,6 +56,8 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     repeatable: ClassVar[bool] = False
     forward_only: ClassVar[bool] = False
     pending_blocks: ClassVar[bool] = False
+    meets: ClassVar[bool] = False
+    in_turn: ClassVar[bool] = False
     on_targets: ClassVar[bool] = False
 
     #: TaskFlow's events of a task; progress inside a step is not one of ours.
@@ -116,6 +121,12 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
     def execute(self, **raw: Any) -> Any:
         """Run the step forward. TaskFlow runs it again if an earlier run was cut off inside it."""
         self.run.check()
+        if self.meets:
+            self.run.meet()
+        with self.run.in_turn(self.code) if self.in_turn else nullcontext():
+            return self._execute(raw)
+
+    def _execute(self, raw: Mapping[str, Any]) -> Any:
         inputs = _decode(type(self), "act", raw)
         if self.code in self.run.in_flight and self.book:
             self.in_doubt = True
@@ -134,15 +145,14 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
 
     def _act(self, inputs: dict[str, Any]) -> Any:
         def attempt() -> Any:
-            if self.on_targets:
-                self.waiting = not self.in_doubt
-                self.run.hold_targets()
+            self.waiting = self.on_targets and not self.in_doubt
+            with self._targets():
                 self.waiting = False
-            faults.point(f"{self.label}.act.before")
-            result = self.act(**inputs)
-            self.in_doubt = True  # until the result is stored: whatever fails from here on, the effect is there
-            faults.point(f"{self.label}.act.after")
-            return result
+                faults.point(f"{self.label}.act.before")
+                result = self.act(**inputs)
+                self.in_doubt = True  # until the result is stored: whatever fails from here on, the effect is there
+                faults.point(f"{self.label}.act.after")
+                return result
 
         if not self.book or self.pending_blocks:
             return attempt()
@@ -198,12 +208,14 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
             return
         self._insist(lambda: self._undo(inputs), (UncertainError, FinalError, HeldError))
 
+    def _targets(self) -> AbstractContextManager[None]:
+        return self.run.targets() if self.on_targets else nullcontext()
+
     def _undo(self, inputs: dict[str, Any]) -> None:
-        if self.on_targets:
-            self.run.hold_targets()
-        faults.point(f"{self.label}.undo.before")
-        self.undo(**inputs)
-        faults.point(f"{self.label}.undo.after")
+        with self._targets():
+            faults.point(f"{self.label}.undo.before")
+            self.undo(**inputs)
+            faults.point(f"{self.label}.undo.after")
         if self.book and not self.run.is_quiet(self.book):
             # A call without an answer may still be carried out; only then is "not there" a proof.
             self.run.wait_quiet(self.book)
