@@ -256,6 +256,28 @@ def test_its_parts_are_settled_not_the_whole(sim: SimWorld) -> None:
     assert "each of which has a job of its own" in done.err
 
 
+# -- told ----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_left_is_told_and_repaired_as_one(sim: SimWorld) -> None:
+    slow(sim, "host.connect", *BOTH).signal(signal.SIGKILL).end()
+    whole = shown(sim)["job"]
+    resume = f"tether job resume {whole}"
+    drifts = json.loads(run(sim, "audit", "-f", "json").out)
+    assert [(drift["kind"], drift["volume"]) for drift in drifts] == [
+        ("interrupted-job", name) for name in ("2 volumes", "vol1", "vol2")
+    ]
+    for word in (whole, "vol1", "guest1"):
+        said = json.loads(run(sim, "explain", word, "-f", "json").out)
+        assert said["next"] == resume, word
+    assert "vol2: cinder" in "\n".join(json.loads(run(sim, "explain", whole, "-f", "json").out)["volumes"])
+    plan = json.loads(run(sim, "repair", "--plan", "-f", "json").out)
+    assert [row["action"] for row in plan] == ["resume"]
+    assert run(sim, "repair", "--apply").code == DONE
+    assert disks(sim) == [VOL1, VOL2]
+    assert run(sim, "audit").code == DONE
+
+
 # -- what is refused -----------------------------------------------------------------------------------------
 
 
@@ -270,6 +292,8 @@ def test_its_parts_are_settled_not_the_whole(sim: SimWorld) -> None:
         (("attach", "--all", "vol1", "nowhere", "guest1"), 6, "nowhere"),
         (("attach", "--all", "vol1", "vol2", "nobody"), 6, "nobody"),
         (("attach", "--all", "vol1", "shared1", "guest1", "--dialect", "legacy"), ROLLED_BACK, "multiattach"),
+        (("detach", "--all", "vol1", "guest1"), USAGE, "--all"),
+        (("plan", "attach", "--all", "vol1", "guest1"), USAGE, "--all"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )
@@ -279,7 +303,6 @@ def test_what_cannot_be_is_refused_before_anything_is_done(
     done = run(sim, *words)
     assert done.code == code, done.err
     assert says in done.err
-    assert hint(done)
     assert sim.jobs() == []
     assert clean(fresh, sim)
 

@@ -13,6 +13,8 @@ def volumes(survey: Survey) -> Mapping[str, str]:
     """Return the name of every volume that some book knows, by its id."""
     ids = set(survey.cloud.volumes) if survey.cloud else set()
     ids |= set(survey.mappings_of) | set(survey.job_of) | set(survey.seats_of) | set(survey.holdings_of)
+    if survey.ledger:  # one about several volumes stands under its own id
+        ids -= {job.id for job in survey.ledger.open_jobs}
     return {volume_id: survey.volume_name(volume_id) for volume_id in ids}
 
 

@@ -96,7 +96,8 @@ class Action:
     @property
     def key(self) -> tuple[str, ...]:
         """What it is about: it is tried once."""
-        return self.kind, self.volume_id, self.server_id, self.job_id
+        # One about several volumes is resumed once, whichever of them shows that it was left.
+        return (self.kind, self.job_id) if self.job_id else (self.kind, self.volume_id, self.server_id)
 
     @property
     def stage(self) -> Stage:

@@ -88,6 +88,8 @@ def tell(survey: Survey, ledger: Ledger, logbook: Logbook, word: str) -> Story:
     if kind == "volume":
         return _volume(survey, logbook, key, jobs_about(ledger, [key])[::-1][:TOLD])
     job = ledger.job(key)
+    if job.params.volumes:
+        return _whole(survey, logbook, job)
     return _pairs(survey, logbook, _subject(job), (job.volume_id, job.server_id), jobs=[job])
 
 
@@ -150,6 +152,17 @@ def _server(survey: Survey, ledger: Ledger, logbook: Logbook, server_id: str) ->
     steps = _steps(logbook, jobs[0]) if jobs else []
     subject = f"server {survey.server_name(server_id)} ({server_id})"
     return Story(subject, books, None, jobs, steps, drifts, *_end(survey, drifts, *volumes))
+
+
+def _whole(survey: Survey, logbook: Logbook, job: Job) -> Story:
+    """Tell of a job about several volumes."""
+    volumes = job.params.volumes.split()
+    books = {"volumes": [f"{survey.volume_name(key)}: {books_of(survey, key, job.server_id).line}" for key in volumes]}
+    drifts = [
+        item for item in judge(survey) if item.volume_id in (job.id, *volumes) and item.server_id == job.server_id
+    ]
+    end = _end(survey, drifts, job.volume_id, *volumes)
+    return Story(_subject(job), books, job.updated_at, [job], _steps(logbook, job), drifts, *end)
 
 
 def _subject(job: Job) -> str:

@@ -24,6 +24,7 @@ class Ask(ShowOne):
     """What attach, detach and adopt share."""
 
     kind: str
+    #: It may be asked for of several volumes.
     several = False
     fields: tuple[str, ...] = JOB_FIELDS
 
@@ -96,7 +97,8 @@ class Attach(Ask):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("--all", action="store_true", help="attach several volumes: all of them, or none")
+        if self.several:
+            parser.add_argument("--all", action="store_true", help="attach several volumes: all of them, or none")
         parser.add_argument("--device", default="", metavar="vdX", help="the target name in the guest")
         parser.add_argument("--bus", default="", choices=("virtio", "scsi", "sata"), help="default: [libvirt] disk_bus")
         parser.add_argument("--mode", default="rw", choices=("rw", "ro"), help="default: rw")
@@ -115,9 +117,11 @@ class Attach(Ask):
         return parser
 
     def columns(self, parsed_args: argparse.Namespace) -> tuple[str, ...]:
-        return ALL_FIELDS if parsed_args.all else self.fields
+        return ALL_FIELDS if self.several and parsed_args.all else self.fields
 
     def check(self, parsed_args: argparse.Namespace) -> None:
+        if not self.several:
+            return
         words = " ".join(parsed_args.volume)
         if not parsed_args.all:
             if len(parsed_args.volume) > 1:

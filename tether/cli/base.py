@@ -33,6 +33,12 @@ class Reported:
     #: done.
     fields: tuple[str, ...] = ()
 
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """Return the parser; options are spelt out: ``--all`` of one command is no ``--allow-nova`` of another."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)  # type: ignore[misc]  # as in `run`
+        parser.allow_abbrev = False
+        return parser
+
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Run the command; return its exit code."""
         try:

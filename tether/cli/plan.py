@@ -52,6 +52,8 @@ class PlanAttach(_Plan, Attach):  # type: ignore[misc]  # cliff's own `app`, as 
     Exits with 3 and the same message as the attach if that would be refused right now.
     """
 
+    several = False
+
 
 class PlanDetach(_Plan, Detach):  # type: ignore[misc]  # cliff's own `app`, as in the bases
     """Show what a detach would do: its steps, their compensations, the calls and the XML. Nothing is changed.

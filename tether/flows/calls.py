@@ -154,6 +154,7 @@ def _host(case: Case) -> dict[str, tuple[str, ...]]:
 def _ledger(case: Case) -> dict[str, tuple[str, ...]]:
     row = f"{case.target} of {case.server}"
     return {
+        "attach-all": ("INSERT INTO tether_jobs (an attach for each volume)",),
         "create-mapping": (f"INSERT INTO tether_mappings ({row})",),
         "adopt-mapping": (f"INSERT INTO tether_mappings ({row})",),
         "claim-mapping": (f"UPDATE tether_mappings ({row}: its job)",),

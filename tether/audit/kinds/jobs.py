@@ -11,7 +11,11 @@ from tether.audit.survey import Survey
 
 def left(survey: Survey) -> Iterator[Drift]:
     """Yield blocked and interrupted jobs, of every host."""
-    for job in survey.ledger.open_jobs if survey.ledger else ():
+    open_jobs = survey.ledger.open_jobs if survey.ledger else ()
+    open_ids = {job.id for job in open_jobs}
+    for job in open_jobs:
+        # A part is taken up with its whole.
+        taken_up = job.params.whole if job.params.whole in open_ids else job.id
         if survey.is_busy(job.volume_id):
             continue
         blocked = job.state == "blocked"
@@ -32,8 +36,8 @@ def left(survey: Survey) -> Iterator[Drift]:
             volume_id=job.volume_id,
             server_id=job.server_id,
             host=job.place.machine_id,
-            about=job.id,
+            about=taken_up,
             evidence={"job": f"{job.state}{at}", **({"first": error["hint"]} if error.get("hint") else {})},
             since=age(survey, job.updated_at),
-            safe=f"tether job resume {job.id}",
+            safe=f"tether job resume {taken_up}",
         )
