@@ -308,3 +308,32 @@ def test_no_secret_is_anywhere_but_in_libvirt_and_cinder(live: Live, new_volume:
     assert ask("detach", volume_id, GUEST) == DONE
     assert keys.stat().st_mode & 0o777 == 0o600
     assert log.stat().st_size > 0
+
+
+def test_several_volumes_as_one(live: Live, new_volume: NewVolume) -> None:
+    volumes = [new_volume(), new_volume(), new_volume()]
+    before = live.judge.snapshot()
+    both = ("attach", "--all", *volumes, GUEST)
+
+    done = live.tether("--fault", "plug-live.act.before=fail", *both)
+    assert done.code == ROLLED_BACK, done.err
+    live.assert_books(before)
+
+    # The guest has some of them by then: it gives them back.
+    killed = live.tether("--fault", "finish-mapping.act.after=kill", *both)
+    assert killed.code == KILLED, killed.err
+    done = live.tether("job", "abort", "--last")
+    assert done.code == DONE, done.err
+    live.assert_books(before)
+
+    killed = live.tether("--fault", "plug-live.act.after=kill", *both)
+    assert killed.code == KILLED, killed.err
+    done = live.tether("job", "resume", "--last")
+    assert done.code == DONE, done.err
+    for each in volumes:
+        write_in_guest(live, GUEST, each)
+    names = [live.consoles[GUEST].wait_for_disk(each).name for each in volumes]
+    assert names == sorted(names)
+    for each in volumes:
+        detach(live, each, GUEST)
+    live.assert_books(before)
