@@ -37,6 +37,8 @@ def attach(tools: Toolbox, volume_name: str, server_name: str) -> Attached:
     tools.host.identity()
     volume = tools.cinder.show_volume(found.id)
     tools.guest.show_server(server.uuid)
+    if volume.shared_targets:
+        tools.host.scans_manually()
     connector = tools.host.connector()
     tools.guest.show_server(server.uuid)  # to refuse what cannot be attached
     server = tools.guest.show_server(server.uuid)  # to choose the disk's place
