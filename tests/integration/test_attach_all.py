@@ -151,6 +151,18 @@ def test_a_volume_that_another_job_has_leaves_the_others_alone(sim: SimWorld) ->
     assert other.end().code == DONE
 
 
+def test_a_volume_that_is_taken_meanwhile_takes_the_first_back(sim: SimWorld) -> None:
+    assert sim.tether("--fault", "commit.attach-all.act.before=kill", *BOTH).code == KILLED
+    whole = shown(sim)["job"]
+    slow(sim, "host.connect", "attach", "vol2", "guest2").signal(signal.SIGKILL).end()
+    before = sim.books()
+    done = run(sim, "job", "resume", whole)
+    assert done.code == HELD, done.err
+    assert "volume vol2 is held by job" in done.err
+    assert states(sim) == {"attach-all": ["rolled-back"], "attach": ["rolled-back", "running"]}
+    assert clean(before, sim)
+
+
 def test_ctrl_c_rolls_all_of_them_back(sim: SimWorld, fresh: dict[str, Any]) -> None:
     done = slow(sim, "host.connect", *BOTH).signal(signal.SIGINT).end()
     assert done.code == ROLLED_BACK, done.err

@@ -183,9 +183,10 @@ class Parts:
             FinalError, HeldError: one of them was not attached.
             OperatorNeeded: one of them is blocked, or another runner has it.
         """
+        parts = self._made()
         try:
-            with ThreadPoolExecutor(len(self._volumes), thread_name_prefix="part") as pool:
-                list(pool.map(self._attach, self._volumes))
+            with ThreadPoolExecutor(len(parts) or 1, thread_name_prefix="part") as pool:
+                list(pool.map(self._attach, parts))
         finally:
             self._siblings.let_targets_go()
         self._run.check()
@@ -194,12 +195,29 @@ class Parts:
         for error in final or self._refused:
             raise error
 
-    def _attach(self, volume_id: str) -> None:
+    def _made(self) -> list[tuple[Job, bool]]:
+        """Return the parts, and which are new; those that are not there yet are made, all before any of them runs.
+
+        After one that cannot be made the others are left out. What was made before it has nothing to undo yet.
+        """
+        parts = []
+        for volume_id in self._volumes:
+            part = find(self._ledger, part_id(self._job.id, volume_id))
+            try:
+                parts.append((part or self._runner.add(self._new(volume_id)), part is None))
+            except TetherError as error:
+                self._refused.append(error)
+                self._siblings.failed(volume_id, blocked=False)
+                break
+        return parts
+
+    def _attach(self, made: tuple[Job, bool]) -> None:
+        part, new = made
         try:
-            part = self._carried_out(volume_id)
+            part = self._carried_out(part, new=new)
         except TetherError as error:
             self._refused.append(error)
-            self._siblings.failed(volume_id, blocked=False)
+            self._siblings.failed(part.volume_name, blocked=False)
             return
         if part.state == "attached":
             self._siblings.attached(part.id)
@@ -207,10 +225,8 @@ class Parts:
         self._refused.append(_error_of(part))
         self._siblings.failed(part.volume_name, blocked=part.state == "blocked" and "reason" not in (part.error or {}))
 
-    def _carried_out(self, volume_id: str) -> Job:
-        part = find(self._ledger, part_id(self._job.id, volume_id))
-        if part is None:
-            part = self._runner.add(self._new(volume_id))
+    def _carried_out(self, part: Job, *, new: bool) -> Job:
+        if new:
             return self._runner.run(part, prepare=lambda run, _connection, flows: self._meet(run, flows))
         if self._runner.is_live(part):
             return self._runner.wait_for(part)
