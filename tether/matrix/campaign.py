@@ -31,6 +31,11 @@ LIVE = ("network",)
 LEAVING = ("kill", "cut-off", "stop", "database-gone", "disk-full")
 
 
+#: Where none of a request's parts runs in a thread of its own. Elsewhere a process that is stopped is so inside the calls
+#: of the others, which are on the wire then: nobody can stop those.
+WHOLE = ("attach-all", "an abort is decided in attach-all")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the operator asks for; empty is all.
@@ -52,6 +57,7 @@ class Wanted:
             and (not self.flows or journey.flow in self.flows)
             and (not self.points or any(f"{point.name}.".startswith(f"{each}.") for each in self.points))
             and (not self.actions or action in self.actions)
+            and not (action == "stop" and journey.variant.several and point.what not in WHOLE)
         )
 
 

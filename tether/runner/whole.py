@@ -6,6 +6,7 @@ is attached by then, since it failed at the guest itself, is detached again.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,16 @@ from taskflow import states
 
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.model import Server
-from tether.errors import ConflictError, FinalError, HeldError, NotFound, OperatorNeeded, TetherError, UsageError
+from tether.errors import (
+    ConflictError,
+    FinalError,
+    HeldError,
+    NotFound,
+    OperatorNeeded,
+    TetherError,
+    UncertainError,
+    UsageError,
+)
 from tether.persistence.ledger import Job, Ledger, MappingRow
 from tether.persistence.params import Params
 from tether.runner.jobs import Flows, Runner
@@ -33,6 +43,8 @@ from tether.runner.requests import (
 from tether.tasks.guest import PlugPersistent
 from tether.tasks.run import Run
 from tether.tasks.siblings import Siblings
+
+LOG = logging.getLogger(__name__)
 
 KIND = "attach-all"
 
@@ -205,6 +217,10 @@ class Parts:
             part = find(self._ledger, part_id(self._job.id, volume_id))
             try:
                 parts.append((part or self._runner.add(self._new(volume_id)), part is None))
+            except UncertainError as error:  # it may have been made
+                LOG.warning("%s", error.message)
+                self._run.stop()
+                break
             except TetherError as error:
                 self._refused.append(error)
                 self._siblings.failed(volume_id, blocked=False)
@@ -216,8 +232,12 @@ class Parts:
         try:
             part = self._carried_out(part, new=new)
         except TetherError as error:
-            self._refused.append(error)
-            self._siblings.failed(part.volume_name, blocked=False)
+            LOG.warning("%s", error.message)
+            self._run.stop()
+            return
+        if part.state == "running":
+            # It is left as it is, as where the database does not answer: then so are the others, and the whole.
+            self._run.stop()
             return
         if part.state == "attached":
             self._siblings.attached(part.id)
