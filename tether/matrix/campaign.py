@@ -31,8 +31,8 @@ LIVE = ("network",)
 LEAVING = ("kill", "cut-off", "stop", "database-gone", "disk-full")
 
 
-#: Where none of a request's parts runs in a thread of its own. Elsewhere a process that is stopped is so inside the calls
-#: of the others, which are on the wire then: nobody can stop those.
+#: Where no part of a request runs in a thread of its own. Elsewhere a process that is stopped is so inside calls of
+#: the others, which are on the wire then: nobody can stop those.
 WHOLE = ("attach-all", "an abort is decided in attach-all")
 
 
