@@ -264,6 +264,8 @@ class Trial:
         point, _, action = self.case.fault.partition("=")
         if not self._effect_begun:
             return False
+        if self.journey.variant.several and "attach-all" not in point:
+            return False  # what lasts befalls the other part too, and may be a refusal where that one is
         forward = self.journey.phase in ("execute", "resume") and not self.journey.undoing and ".undo." not in point
         return forward and action in FOUND and not self.case.second
 
