@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -52,9 +53,7 @@ class Siblings:
             FinalError: one of them was not attached.
             OperatorNeeded: one of them is blocked.
         """
-        with self._guard:
-            if self._failure is not None:
-                raise self._failure
+        with self._all_well():
             before = self.members[: self.members.index(job_id)]
             return all(each in self._over or (step, each) in self._passed for each in before)
 
@@ -91,10 +90,15 @@ class Siblings:
             FinalError: one of them was not attached.
             OperatorNeeded: one of them is blocked.
         """
+        with self._all_well():
+            return not self._awaited
+
+    @contextmanager
+    def _all_well(self) -> Iterator[None]:
         with self._guard:
             if self._failure is not None:
                 raise self._failure
-            return not self._awaited
+            yield
 
     def lock(self, lock: TargetLock) -> TargetLock:
         """Return the one lock of these shared targets that the siblings have in common."""
