@@ -13,6 +13,9 @@ import pytest
 from tests.tree import ROOT
 from tether.adapters.host.targets import TargetLock, hand_over, scans_manually
 from tether.errors import ConfigError
+from tether.flows.plan import shape
+from tether.flows.registry import CURRENT
+from tether.persistence.params import Params
 
 SERVICE = "c0de0000-0000-4000-8000-00000000cafe"
 #: Another service of the host: os-brick's context manager, held until its standard input ends.
@@ -145,3 +148,24 @@ def test_the_lock_is_no_link(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be made"):
         lock.take()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_every_step_that_moves_a_device_of_this_host_holds_it() -> None:
+    """What exports or unexports, connects or disconnects; and what begins a detach, before the guest is touched."""
+    cases = [Params(dialect=dialect, encrypted=True) for dialect in ("attachments", "legacy")]
+    steps = {
+        step for case in cases for kind in CURRENT for flow in shape(kind, CURRENT[kind], case) for step in flow.steps
+    }
+    assert {step.code.partition("/")[0] for step in steps if step.on_targets} == {
+        "clear-host",
+        "clear-rows",
+        "connect-host",
+        "disconnect-host",
+        "export-volume",
+        "export-volume-legacy",
+        "reconnect-host",
+        "reexport-volume",
+        "release-attachment",
+        "release-attachment-legacy",
+        "unplug-persistent",
+    }
