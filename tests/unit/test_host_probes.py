@@ -202,3 +202,4 @@ def test_a_device_is_in_use_by_whatever_is_on_it_but_its_own_map(tmp_path: Path,
     assert found["device"].in_use is (user in {"holder", "process", "mount"})
     assert ("map" in found) is (user == "multipath")
     assert user != "multipath" or (found["map"].identity, found["map"].in_use) == (NGUID, False)
+    assert bool(Probes(places).users(volume_id, "sda")) is (user in {"holder", "process", "mount"})

@@ -129,10 +129,13 @@ class Probes:
     def users(self, volume_id: str, block: str) -> list[str]:
         """Return who holds the volume's device open, a line each, besides tether and the watchers of devices.
 
+        A multipath map over its disks is none: multipathd makes one of a volume that was connected while it was down.
+        Who has that map open is one.
+
         Args:
             block: the volume's own device, below its dm-crypt mapping.
         """
-        own = {block, *self.slaves(block)}
+        own = self._with_maps({block, *self.slaves(block)})
         if crypt := self.crypt_of(volume_id):
             own.add(crypt)
         over = {holder for layer in own for holder in self.holders(layer)} - own
@@ -214,12 +217,14 @@ class Probes:
 
     def _in_use(self, block: str, opened: set[tuple[int, ...]]) -> bool:
         """Return True if anything but its own multipath map is on top of a device, or has it open."""
-        own = {block, *(over for over in self.holders(block) if self._is_multipath(over))}
+        own = self._with_maps({block})
         over = {holder for layer in own for holder in self.holders(layer)} - own
         return bool(over or self._mounts(own) or any(_key(self._dev / layer) in opened for layer in own))
 
-    def _is_multipath(self, block: str) -> bool:
-        return read(self._blocks / block / "dm/uuid").startswith("mpath-")
+    def _with_maps(self, blocks: set[str]) -> set[str]:
+        """Return the devices, and the multipath maps over them."""
+        over = {holder for block in blocks for holder in self.holders(block)}
+        return blocks | {each for each in over if read(self._blocks / each / "dm/uuid").startswith("mpath-")}
 
     def disks(self, protocol: str, data: Mapping[str, Any]) -> list[str]:
         """Return the disks of a connection, by what it is addressed by and not by what they report."""
