@@ -70,7 +70,8 @@ NOTES = {
     "iscsi": "Where Cinder does not know whether volumes share a target (`shared_targets` is null, from 3.69), or they"
     " do and open-iscsi scans by itself, one of them comes or goes at a time on a host. The lock is the one that Nova"
     " and Cinder take, `os-brick-<service_uuid>` in `[host] lock_path`; who waits longer than `wait` ends with 5, and"
-    " nothing is left.",
+    " nothing is left. Over fewer paths than the backend has portals an attach goes on with a warning; with fewer than"
+    " `[host] volume_min_paths` it is rolled back.",
     "nvmeof": "Without an identity in the connection info the namespace is known by its number. Replicas (`nvmeof` with"
     " `volume_replicas`) are refused.",
     "fibre_channel": "os-brick leaves the disks of a connect that failed; tether removes them.",

@@ -125,6 +125,12 @@ class Settings:
     host_name: str = _option("host", "", "This host's name to Cinder; empty: the machine's.")
     volume_use_multipath: bool = _option("host", False, "Connect over all portals (Nova's [libvirt] option).")
     volume_enforce_multipath: bool = _option("host", False, "Refuse to connect without multipathd (Nova's option).")
+    volume_min_paths: int = _option(
+        "host",
+        1,
+        "With multipath: the fewest paths, of those that the backend has; an attach over fewer is rolled back.",
+        min=1,
+    )
     num_volume_scan_tries: int = _option("host", 5, "Scan attempts for a new device (Nova's [libvirt] option).", min=1)
     iscsi_iface: str = _option(
         "host",

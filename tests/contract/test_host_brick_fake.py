@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def no_flush(pretend: PretendHost) -> NoFlush:
 class TestBrickHost(HostContract):
     """The contract, over one path."""
 
+    def test_one_path_is_all_there_is(self, host: BrickHost, exported: Exported) -> None:
+        volume_id, connection = exported()
+        assert (host.connect(volume_id, connection).paths, host.expected_paths(connection)) == (1, 1)
+
 
 class TestBrickHostMultipath(HostContract):
     """The contract, over two paths and a multipath map."""
@@ -57,3 +62,11 @@ class TestBrickHostMultipath(HostContract):
     @pytest.fixture
     def host(self, pretend: PretendHost) -> BrickHost:
         return pretend.host(volume_use_multipath=True)
+
+    def test_there_are_as_many_paths_as_portals(self, host: BrickHost, exported: Exported) -> None:
+        volume_id, connection = exported()
+        assert (host.connect(volume_id, connection).paths, host.expected_paths(connection)) == (2, 2)
+
+    def test_the_paths_of_other_protocols_are_not_counted(self, host: BrickHost, exported: Exported) -> None:
+        _, connection = exported()
+        assert host.expected_paths(replace(connection, protocol="nvmeof")) == 1

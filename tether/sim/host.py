@@ -223,6 +223,9 @@ class SimHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def expected_paths(self, connection: Connection) -> int:
+        return 1
+
     def extend(self, volume_id: str, connection: Connection) -> Device:
         pending = {"verb": "extend", "volume_id": volume_id}
         self._perform("host.extend", volume_id, pending, lambda book: self._machine.extend(book, volume_id))

@@ -17,6 +17,8 @@ from tether.tasks.volume import Export
 LOG = logging.getLogger(__name__)
 
 GIB = 1024**3
+#: Seconds that the last of a volume's paths may take to come into its map after the log-in.
+LATE = 10.0
 #: What ``connect-host`` gives for a protocol that QEMU speaks by itself (rbd): no device on this host.
 NO_DEVICE = Device(link="", path="", kind="network")
 
@@ -166,6 +168,8 @@ class ConnectHost(Step):
 class VerifyDevice(Step):
     """Show that the device is the volume: its size always, its identity where the connection info names one.
 
+    And that it has the paths that the settings ask for.
+
     Effect: none. Key: none. Compensation: none; a wrong device that is open or another volume's is not
     disconnected: the job is blocked.
     Uncertain: it cannot be read; nothing has been plugged yet.
@@ -186,9 +190,10 @@ class VerifyDevice(Step):
                 resource=f"volume {volume.id}",
                 hint="see the kernel's log for lost paths",
             )
-        expected = self.tools.host.expected_identity(self.run.connection(attachment_id, connector))
-        wrong = mismatch(volume, found, expected)
+        connection = self.run.connection(attachment_id, connector)
+        wrong = mismatch(volume, found, self.tools.host.expected_identity(connection))
         if not wrong:
+            self._check_paths(found, self.tools.host.expected_paths(connection))
             return
         others = [
             row
@@ -205,6 +210,28 @@ class VerifyDevice(Step):
         raise FinalError(
             message, resource=f"volume {volume.id}", hint="stale paths on this host, or a wrong export: check both"
         )
+
+    def _check_paths(self, device: Device, expected: int) -> None:
+        """Tell of paths that are missing.
+
+        Raises:
+            FinalError: too few are there, as ``volume_min_paths`` says.
+        """
+        least = min(expected, self.tools.settings.volume_min_paths)
+        deadline = self.tools.clock.time() + LATE
+        while device.paths < least and self.tools.clock.time() < deadline:
+            self.run.pause(self.tools.settings.retry_interval)
+            device = self.tools.host.find(self.job.volume_id) or device
+        told = f"volume {self.job.volume_name} is connected over {device.paths} of {expected} paths"
+        if device.paths < least:
+            raise FinalError(
+                f"{told}, and [host] volume_min_paths asks for {least}",
+                resource=f"volume {self.job.volume_id}",
+                hint="see which portal this host does not reach (multipath -ll, iscsiadm -m session -P 1), and whether"
+                " multipathd runs; or go on with fewer: lower volume_min_paths",
+            )
+        if device.paths < expected:
+            LOG.warning("%s: see multipath -ll", told)
 
 
 def mismatch(volume: Volume, device: Device, expected: str) -> str:

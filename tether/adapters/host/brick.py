@@ -98,6 +98,12 @@ class BrickHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def expected_paths(self, connection: Connection) -> int:
+        settings = self._settings
+        many = {"iscsi": settings.volume_use_multipath, "iser": settings.iser_use_multipath}
+        portals = connection.data.open().get("target_portals", ()) if many.get(connection.protocol) else ()
+        return len(set(portals)) or 1
+
     def extend(self, volume_id: str, connection: Connection) -> Device:
         return from_json(self._ask("extend", volume_id=volume_id, **_reach(connection)))
 

@@ -390,4 +390,5 @@ class LocalHost:
             identity=identities.pop() if len(identities) == 1 else "",
             identities_differ=len(identities) > 1,
             open_count=len(self._probes.users(volume_id, own)),
+            paths=len(self._probes.slaves(own)) or 1,
         )

@@ -42,6 +42,7 @@ class Device:
             where the device has none.
         identities_differ: True if its paths do not all report the same identity.
         open_count: how many processes and maps besides tether's own hold it open.
+        paths: how many disks its multipath map has; 1 where it has none.
     """
 
     link: str
@@ -51,6 +52,7 @@ class Device:
     identity: str = ""
     identities_differ: bool = False
     open_count: int = 0
+    paths: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,12 @@ class Host(Protocol):
 
     def expected_identity(self, connection: Connection) -> str:
         """Return the WWID or NGUID that the connection info itself names, or empty where it names none."""
+
+    def expected_paths(self, connection: Connection) -> int:
+        """Return over how many paths the volume is to be connected: 1, or by dm-multipath as many as there are portals.
+
+        Known of iSCSI and iSER alone: Fibre Channel's fabric decides for itself, and NVMe has its own multipath.
+        """
 
     def extend(self, volume_id: str, connection: Connection) -> Device:
         """Have the host take notice that the volume has grown: its paths, then their multipath map. Repeatable.

@@ -90,6 +90,9 @@ class NetworkHost:
     def expected_identity(self, connection: Connection) -> str:
         return wwid.named_by(connection.protocol, connection.data.open())
 
+    def expected_paths(self, connection: Connection) -> int:
+        return 1
+
     def extend(self, volume_id: str, connection: Connection) -> Device:
         self._refuse(volume_id)
 
