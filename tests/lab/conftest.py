@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,25 @@ from tests.live.world.layout import CHECKOUT
 UP_LIMIT = 2400  # seconds; the first start on a machine builds the image
 TEST_LIMIT = 900  # seconds for one test by itself: everything in a lab is slow
 GUEST = "guest1"
+#: A guest without a system: what it is asked it does not hear, as a guest in its boot loader.
+IDLE = """\
+<domain type='qemu'>
+  <name>idle</name>
+  <memory unit='MiB'>64</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <features><acpi/></features>
+  <cpu mode='custom'><model>qemu64</model></cpu>
+  <devices>
+    <controller type='pci' model='pcie-root'/>
+    <controller type='pci' model='pcie-root-port'/>
+    <controller type='pci' model='pcie-root-port'/>
+    <controller type='pci' model='pcie-root-port'/>
+    <controller type='usb' model='none'/>
+    <video><model type='none'/></video>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,17 +71,26 @@ class LabHost:
         """Run one of the verbs that the lab has inside."""
         return channel.must(self.lab, f"{INSIDE} {shlex.join(words)}")
 
-    def tether(self, *words: str, kill_after: float | None = None, **changes: object) -> Outcome:
+    def tether(self, *words: str, **changes: object) -> Outcome:
         """Run a tether command in the lab.
 
         Args:
-            kill_after: so many seconds later its process gets SIGKILL; its children do not, and the code is 137.
             changes: settings, as ``section__option``.
         """
-        settings = [f"OS_{name.upper()}={value}" for name, value in changes.items()]
-        until = () if kill_after is None else ("timeout", "--foreground", "-s", "KILL", f"{kill_after:.3f}")
-        line = shlex.join([*until, "env", *settings, "tether", *words])
-        done = channel.run(self.lab, f"{line}; exit $?")  # a shell of its own: ssh says 255 of what a signal ended
+        done = channel.run(self.lab, f"{_line(words, changes)}; exit $?")  # else ssh says 255 of what a signal ended
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def tether_halted(self, point: str, meanwhile: str, *words: str, **changes: object) -> Outcome:
+        """Run a tether command that stands still at a fault point while a line of shell runs in the lab.
+
+        Args:
+            changes: settings, as for :meth:`tether`.
+        """
+        line = _line(("--fault", f"{point}=stop", *words), changes)
+        # The kernel's letter for a process that was stopped; one that ends before it gets there is waited for as well.
+        stopped = 'case "$(cut -d" " -f3 /proc/$pid/stat 2>/dev/null)" in T|Z|"") break;; esac'
+        script = f"{line} & pid=$!; while :; do {stopped}; sleep .1; done; {meanwhile}\nkill -CONT $pid; wait $pid"
+        done = channel.run(self.lab, f"{script}; exit $?")
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def books(self) -> dict[str, Any]:
@@ -81,6 +109,11 @@ class LabHost:
     def disks(self) -> list[GuestDisk]:
         """Return the disks that the guest has."""
         return [GuestDisk(**json.loads(line)) for line in self.inside("disks").splitlines()]
+
+
+def _line(words: Sequence[str], changes: Mapping[str, object]) -> str:
+    """Return the shell line of a tether command with settings."""
+    return shlex.join(["env", *(f"OS_{name.upper()}={value}" for name, value in changes.items()), "tether", *words])
 
 
 def bin_lab(verb: str) -> subprocess.CompletedProcess[str]:
@@ -114,6 +147,14 @@ def new_volume(lab: LabHost) -> Iterator[Callable[..., str]]:
     yield make
     for volume_id in made:
         lab.inside("delete", volume_id)
+
+
+@pytest.fixture
+def idle_guest(lab: LabHost) -> Iterator[str]:
+    """The name of a second guest, which runs and has no system."""
+    lab.run(f"echo {shlex.quote(IDLE)} > /run/idle.xml && virsh define /run/idle.xml && virsh start idle")
+    yield "idle"
+    lab.run("virsh destroy idle; virsh undefine idle")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

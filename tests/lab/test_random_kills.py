@@ -1,14 +1,13 @@
 """SIGKILL at random moments of attaches and detaches on a whole compute host, then ``job resume``, then the books.
 
 ``bin/test lab --kills N --seed S`` says how many, and repeats a run's decisions (not the machine's timing). One test is
-one volume's way there and back, killed once on each.
+one volume's way there and back, killed once on each, at a moment between its first effect and its end.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,16 +18,22 @@ from tests.report import counted
 from tether.matrix.live_judge import diff
 
 SMALL, FULL = 2, 200
+#: What a way is tried with, in turn: whether over both portals, and the volume's type.
+KINDS = [(True, "lvm"), (False, "lvm"), (True, "luks2"), (False, "luks")]
+#: The first points of an attach and of a detach after which there is something to take up.
+BEGUN = {"attach": "create-mapping.act.before", "detach": "begin-detaching.act.before"}
 ENDS = {"attached": DONE, "detached": DONE, "rolled-back": ROLLED_BACK}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Half of the ways are over two portals."""
+    """Go through the kinds until there are enough ways for the kills."""
     total = metafunc.config.getoption("--kills")
     ways = -(-(counted(SMALL, FULL) if total is None else total) // 2)
-    cases = [(number, multipath) for number in range(ways) for multipath in (number % 2 == 0,)]
-    names = [f"{number}-{'multipath' if multipath else 'single'}" for number, multipath in cases]
-    metafunc.parametrize(("number", "multipath"), cases, ids=names)
+    cases = [(number, KINDS[number % len(KINDS)]) for number in range(ways)]
+    names = [
+        f"{number}-{'multipath' if multipath else 'single'}-{volume_type}" for number, (multipath, volume_type) in cases
+    ]
+    metafunc.parametrize(("number", "kind"), cases, ids=names)
 
 
 class Subject:
@@ -41,18 +46,24 @@ class Subject:
     def __init__(self, lab: LabHost, volume_id: str, *, multipath: bool) -> None:
         self.lab, self.volume_id, self.paths = lab, volume_id, 2 if multipath else 1
         self.before = lab.books()
-        self.seconds = {}
-        for verb in ("attach", "detach"):
-            begun = time.monotonic()
-            done = self.tether(verb, volume_id, lab.guest)
-            self.seconds[verb] = time.monotonic() - begun
-            assert done.code == DONE, done.err
+        self.seconds = {verb: self._seconds(verb) for verb in ("attach", "detach")}
         self.assert_nothing_left()
 
-    def tether(self, *words: str, kill_after: float | None = None) -> Outcome:
-        """Run a command; ``kill_after`` so many seconds it gets SIGKILL, and nothing but it."""
-        settings = {"host__volume_use_multipath": self.paths == 2}
-        return self.lab.tether(*words, kill_after=kill_after, **settings)
+    def _seconds(self, verb: str) -> float:
+        """Run a command undisturbed; return the seconds from its first effect to its end."""
+        told = "/run/tether-halted-at"
+        done = self._halted(verb, f"date +%s.%N > {told}")
+        assert done.code == DONE, done.err
+        return float(self.lab.run(f'awk "BEGIN {{ print $(date +%s.%N) - $(cat {told}) }}"'))
+
+    def tether(self, *words: str) -> Outcome:
+        """Run a command."""
+        return self.lab.tether(*words, host__volume_use_multipath=self.paths == 2)
+
+    def _halted(self, verb: str, line: str) -> Outcome:
+        """Run a command, and a line of shell right before its first effect."""
+        words = (verb, self.volume_id, self.lab.guest)
+        return self.lab.tether_halted(BEGUN[verb], line, *words, host__volume_use_multipath=self.paths == 2)
 
     def newest(self) -> dict[str, str]:
         """Return the newest job; empty if there is none."""
@@ -61,12 +72,11 @@ class Subject:
 
     def break_and_resume(self, verb: str, moment: float) -> str:
         """Kill a command at a moment, from 0 to 1 of its time, and bring its job to its end; return the end."""
-        earlier = self.newest()
-        done = self.tether(verb, self.volume_id, self.lab.guest, kill_after=moment * self.seconds[verb])
+        # The command alone, not its children; and only if it has not ended by then.
+        kill = "grep -q tether /proc/$pid/comm && kill -KILL $pid"
+        done = self._halted(verb, f"(sleep {moment * self.seconds[verb]:.3f}; {kill}) >/dev/null 2>&1 &")
         assert done.code in (DONE, KILLED), done.err
         job = self.newest()
-        if job.get("job") == earlier.get("job"):
-            return "nothing"
         if job["state"] not in ENDS:
             done = self.tether("job", "resume", job["job"])
             job = self.newest()
@@ -96,15 +106,16 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def volume_of(lab: LabHost) -> Iterator[Callable[[bool], Subject]]:
-    """Return the volume for ways over one portal, or over two."""
-    made: dict[bool, Subject] = {}
+def volume_of(lab: LabHost) -> Iterator[Callable[[tuple[bool, str]], Subject]]:
+    """Return the volume for ways of a kind."""
+    made: dict[tuple[bool, str], Subject] = {}
 
-    def make(multipath: bool) -> Subject:
-        if multipath not in made:
-            volume_id = lab.inside("create", f"kills-{multipath}", "--type", "lvm").strip()
-            made[multipath] = Subject(lab, volume_id, multipath=multipath)
-        return made[multipath]
+    def make(kind: tuple[bool, str]) -> Subject:
+        if kind not in made:
+            multipath, volume_type = kind
+            volume_id = lab.inside("create", f"kills-{multipath}", "--type", volume_type).strip()
+            made[kind] = Subject(lab, volume_id, multipath=multipath)
+        return made[kind]
 
     yield make
     for subject in made.values():
@@ -112,8 +123,8 @@ def volume_of(lab: LabHost) -> Iterator[Callable[[bool], Subject]]:
 
 
 @pytest.fixture
-def subject(volume_of: Callable[[bool], Subject], multipath: bool) -> Iterator[Subject]:
-    found = volume_of(multipath)
+def subject(volume_of: Callable[[tuple[bool, str]], Subject], kind: tuple[bool, str]) -> Iterator[Subject]:
+    found = volume_of(kind)
     yield found
     found.put_right()
 

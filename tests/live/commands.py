@@ -20,7 +20,7 @@ from tests.live.world.layout import World
 PROGRAM = Path(sys.executable).with_name("tether")
 LIMIT = 100  # seconds for one command
 KILLED = 137
-DONE, CONFLICT, ROLLED_BACK, BLOCKED, HELD, NOT_FOUND = 0, 2, 3, 4, 5, 6
+DONE, FAILED, CONFLICT, ROLLED_BACK, BLOCKED, HELD, NOT_FOUND = range(7)
 
 #: Seconds and counts at which a live world's tether waits, so that tests are quick; see the settings of these names.
 PACE = {

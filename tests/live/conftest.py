@@ -93,7 +93,8 @@ class Live:
         """Make a volume and return its id.
 
         Args:
-            type: ``iscsi``, ``multiattach``, ``bound`` (its target lets in only the connected initiators) or ``qos``.
+            type: ``iscsi``, ``multiattach``, ``bound`` (its target lets in only the connected initiators), ``qos``,
+                ``luks`` or ``luks2``.
             size: GiB.
         """
         volume = self.cinder.volumes.create(size, name=f"test-{uuid.uuid4().hex[:8]}", volume_type=type)

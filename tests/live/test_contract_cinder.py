@@ -15,8 +15,6 @@ from tether.adapters.cinder.session import open_cinder
 from tether.errors import UncertainError
 from tether.settings import Settings
 
-LUKS_TYPE = "contract-luks"
-
 
 @pytest.fixture(scope="module")
 def settings(live: Live) -> Settings:
@@ -33,22 +31,6 @@ def plain_cinder(settings: Settings) -> Any:
     return open_cinder(settings)
 
 
-def luks_type(admin: Any) -> str:
-    if LUKS_TYPE not in {item.name for item in admin.volume_types.list()}:
-        made = admin.volume_types.create(LUKS_TYPE)
-        made.set_keys(dict(admin.volume_types.find(name="iscsi").extra_specs))
-        admin.volume_encryption_types.create(
-            made,
-            {
-                "provider": "luks",
-                "cipher": "aes-xts-plain64",
-                "key_size": 256,
-                "control_location": "front-end",
-            },
-        )
-    return LUKS_TYPE
-
-
 @pytest.fixture
 def new_volume(live: Live) -> Iterator[Callable[..., str]]:
     made: list[str] = []
@@ -62,7 +44,7 @@ def new_volume(live: Live) -> Iterator[Callable[..., str]]:
         readonly: bool | None = None,
         status: str = "available",
     ) -> str:
-        kind = luks_type(admin) if encrypted else "multiattach" if multiattach else "iscsi"
+        kind = "luks" if encrypted else "multiattach" if multiattach else "iscsi"
         volume = admin.volumes.create(1, name=name or None, volume_type=kind)
         made.append(volume.id)
         wait_for(lambda: admin.volumes.get(volume.id).status in ("available", "error"))

@@ -21,7 +21,14 @@ TYPES = {
     "multiattach": {"volume_backend_name": "iscsi", "multiattach": "<is> True"},
     "bound": {"volume_backend_name": "bound"},
     "qos": {"volume_backend_name": "iscsi"},
+    "luks": {"volume_backend_name": "iscsi"},
+    "luks2": {"volume_backend_name": "iscsi"},
 }
+#: Volume types that are named after their encryption provider.
+ENCRYPTED = ("luks", "luks2")
+CIPHER = "aes-xts-plain64"
+#: Cinder's fixed key and its id, as in cinder.conf.template.
+FIXED_KEY = "00000000-0000-0000-0000-000000000000", "00" * 32
 QOS = {"consumer": "front-end", "total_iops_sec": "500", "total_bytes_sec": "10485760"}
 VOLUMES = {"vol1": "iscsi", "vol2": "iscsi", "shared1": "multiattach"}
 
@@ -180,6 +187,9 @@ def fill_cinder(world: World) -> None:
         if name not in types:
             body = {"volume_type": {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": True}}
             types[name] = api.call("POST", "/types", body)["volume_type"]["id"]
+            if name in ENCRYPTED:
+                words = {"provider": name, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
+                api.call("POST", f"/types/{types[name]}/encryption", {"encryption": words})
     qos = {row["name"]: row["id"] for row in api.call("GET", "/qos-specs")["qos_specs"]}
     if "limited" not in qos:
         qos["limited"] = api.call("POST", "/qos-specs", {"qos_specs": {"name": "limited", **QOS}})["qos_specs"]["id"]
