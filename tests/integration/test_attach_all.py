@@ -213,6 +213,17 @@ def test_an_abort_of_what_runs_stops_its_parts(sim: SimWorld, fresh: dict[str, A
     assert clean(fresh, sim)
 
 
+def test_a_detach_that_could_not_be_begun_is_begun_anew(sim: SimWorld, fresh: dict[str, Any]) -> None:
+    """One that had no effect yet is rolled back when it is taken up: that is no reason to leave the volume attached."""
+    assert run(sim, "--fault", "attach-all.act.after=kill", *BOTH).code == KILLED
+    assert run(sim, "--fault", "commit.begin-detaching.act.after=kill", "job", "abort", "--last").code == KILLED
+    blind = run(sim, "--fault", "cinder.token=blind", "job", "resume", "--last")
+    assert blind.code == BLOCKED, blind.err
+    done = run(sim, "job", "resume", "--last")
+    assert done.code == ROLLED_BACK, done.err
+    assert clean(fresh, sim)
+
+
 # -- blocked -------------------------------------------------------------------------------------------------
 
 

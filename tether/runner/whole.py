@@ -306,9 +306,9 @@ class Parts:
         if mapping is None or mapping.job_id != part.id:
             return  # somebody has detached it since
         before = list(self._detaches(part))
-        if before and before[-1].open:
-            job = self._runner.resume(before[-1], fenced=self._fenced)
-        else:
+        job = self._runner.resume(before[-1], fenced=self._fenced) if before and before[-1].open else None
+        self._run.check()
+        if job is None or job.state == "rolled-back":  # what kept that one from its end may be over
             volume = self._runner.tools.cinder.find_volume(part.volume_id)
             params = replace(detach_params(mapping, volume), allow_nova=self._job.params.allow_nova)
             new = self._part("detach", volume, params, part_id(self._job.id, part.volume_id, len(before) + 1))
