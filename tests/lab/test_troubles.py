@@ -39,7 +39,6 @@ class Trouble:
         after: what makes it good again, a line of shell.
         settings: of tether.
         volume_type: the volume's type.
-        resumed: how a resume ends after that, where the command was blocked.
     """
 
     verb: str
@@ -50,7 +49,6 @@ class Trouble:
     after: str = "true"
     settings: dict[str, object] = field(default_factory=dict)
     volume_type: str = "lvm"
-    resumed: int | None = None
 
 
 def attach(line: str, code: int = DONE, says: str = "", after: str = "true", **settings: object) -> Trouble:
@@ -94,9 +92,11 @@ TROUBLES = {
         # libvirt 9.0 does not forget the owner of a device that it could not give back, and refuses the next one.
         after=f"{UP}; virsh destroy guest1; virsh start guest1",
     ),
+    # Not for longer: a Cinder that gave up in the middle of taking a target away fails at it ever after.
     "device-hangs": Trouble(
-        "attach", "open-encryption.act.before", "dmsetup suspend {lv}", BLOCKED, "did not answer within 20 s",
-        after="dmsetup resume {lv}", settings={"host__host_timeout": 20}, volume_type="luks", resumed=ROLLED_BACK,
+        "attach", "open-encryption.act.before",
+        "dmsetup suspend {lv}; (sleep 60; dmsetup resume {lv}) >/dev/null 2>&1 &", ROLLED_BACK,
+        "did not answer within 20 s", settings={"host__host_timeout": 20}, volume_type="luks",
     ),
     "saved-and-started": Trouble(
         "detach", "disconnect-host.act.before", "virsh managedsave guest1 && virsh start guest1"
@@ -120,18 +120,15 @@ def test_it_ends_done_or_with_nothing_left(lab: LabHost, new_volume: Callable[..
         assert done.code == DONE, done.err
 
     names = {"{id}": volume_id, "{lv}": f"cinder--volumes-volume--{volume_id.replace('-', '--')}"}
-    line, after = trouble.line, trouble.after
+    line = trouble.line
     for word, name in names.items():
-        line, after = line.replace(word, name), after.replace(word, name)
+        line = line.replace(word, name)
     try:
         done = lab.tether_halted(trouble.point, line, trouble.verb, volume_id, lab.guest, **trouble.settings)
     finally:
-        lab.run(after)
+        lab.run(trouble.after)
     assert done.code == trouble.code, done.err
     assert trouble.says in done.err
-    if trouble.resumed is not None:
-        done = lab.tether("job", "resume", "--last", **trouble.settings)
-        assert done.code == trouble.resumed, done.err
     if trouble.verb == "attach" and trouble.code == DONE:
         assert lab.wait_for_disk(volume_id)
         done = lab.tether("detach", volume_id, lab.guest, **trouble.settings)
