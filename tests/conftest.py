@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tether")
     group.addoption("--checks", metavar="FILE", help="the outcome of the checks that ran before, for the table")
     group.addoption("--kills", metavar="N", type=int, help="how many random kills in all")
+    group.addoption("--cuts", metavar="N", type=int, help="how many power cuts")
     group.addoption("--seed", metavar="S", type=int, help="what the random kills are drawn from")
     group.addoption("--report", metavar="FILE", help="write the figures there, as one line of JSON")
 

@@ -158,22 +158,23 @@ def idle_guest(lab: LabHost) -> Iterator[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how the jobs ended that were killed at random moments."""
-    ways = [
-        (outcome, value)
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.getreports(outcome)
-        for key, value in report.user_properties
-        if key == "lab_kills" and report.when == "call"
-    ]
-    if not ways:
-        return
-    ends = Counter(end for _, told in ways for end in told["ends"])
-    kills, violations = sum(told["kills"] for _, told in ways), sum(outcome == "failed" for outcome, _ in ways)
-    terminalreporter.section("random kills in the lab")
-    terminalreporter.write_line(
-        f"{kills} kills ({', '.join(f'{count} {end}' for end, count in sorted(ends.items()))}), {violations} violations"
-    )
-    terminalreporter.write_line(
-        f"seed {ways[0][1]['seed']}; again: bin/test lab --kills {kills} --seed {ways[0][1]['seed']}"
-    )
+    """Print how the jobs ended that were killed, or lost their host's power, at random moments."""
+    for key, option, name in (("lab_kills", "--kills", "random kills"), ("lab_cuts", "--cuts", "power cuts")):
+        told = [
+            (outcome, value)
+            for outcome in ("passed", "failed")
+            for report in terminalreporter.getreports(outcome)
+            for found, value in report.user_properties
+            if found == key and report.when == "call"
+        ]
+        if told:
+            _print_ends(terminalreporter, told, option, name)
+
+
+def _print_ends(reporter: pytest.TerminalReporter, told: list[tuple[str, Any]], option: str, name: str) -> None:
+    ends = Counter(end for _, value in told for end in value["ends"])
+    violations, seed = sum(outcome == "failed" for outcome, _ in told), told[0][1]["seed"]
+    reporter.section(f"{name} in the lab")
+    counts = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+    reporter.write_line(f"{ends.total()} {name} ({counts}), {violations} violations")
+    reporter.write_line(f"seed {seed}; again: bin/test lab {option} {ends.total()} --seed {seed}")
