@@ -105,7 +105,7 @@ TROUBLES = {
 
 
 #: Those that CI runs.
-FEW = ("target-down-during", "wrong-chap", "portal-down", "multipathd-stopped", "libvirtd-killed-detach", "qemu-killed")
+FEW = ("wrong-chap", "portal-down", "multipathd-stopped", "libvirtd-killed-detach")
 
 
 NAMES = [*FEW, *sorted(TROUBLES.keys() - set(FEW))][: counted(len(FEW), len(TROUBLES))]

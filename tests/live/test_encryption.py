@@ -69,7 +69,9 @@ def test_qemu_opens_the_volume_and_nothing_is_written_in_the_clear(
     live.assert_books(before)
 
 
-@pytest.mark.parametrize(("type", "said"), [("luks", "LUKS"), ("luks2", "QEMU opens only LUKS version 1 by itself")])
+@pytest.mark.parametrize(
+    ("type", "said"), [("luks", "Volume is not in LUKS format"), ("luks2", "opens only LUKS version 1")]
+)
 def test_what_qemu_cannot_open_leaves_nothing(
     live: Live, new_volume: NewVolume, keys: dict[str, Any], type: str, said: str
 ) -> None:
@@ -79,5 +81,5 @@ def test_what_qemu_cannot_open_leaves_nothing(
     refused = live.tether("attach", volume_id, GUEST, **keys)
     assert refused.code == ROLLED_BACK, refused.err
     assert said in refused.err
-    assert refused.last_line.startswith("next: ")
+    assert "data_path = host" in refused.last_line
     live.assert_books(before)

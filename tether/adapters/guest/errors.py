@@ -151,6 +151,10 @@ HINTS = (
     ),
     ("Target not found", "the target is not exported: look at the volume's attachment and the backend in Cinder"),
     ("cannot unlock any keyslot", "the key that the key manager gave is not the volume's"),
+    (
+        "Volume is not in LUKS format",
+        "QEMU formats none: attach it once with data_path = host, which does if it is new",
+    ),
     ("LOGICAL_UNIT_NOT_SUPPORTED", "the target has no such LUN: look at the volume's attachment in Cinder"),
     ("iscsi_service_reconnect", "the target's portal cannot be reached from here: check the storage network"),
     ("Connection refused", "nothing listens there: check that the service runs"),
