@@ -66,7 +66,7 @@ def test_no_effect_is_left_that_no_job_knows_of(
     # The guest is off: what it has is connected before it starts.
     done = lab.tether("reconnect", "--all", **MULTIPATH)
     assert done.code == DONE, f"{verb} cut at {moment:.3f}: {done.err}"
-    lab.run(f'[ "$(virsh domstate {lab.guest})" = running ] || virsh start {lab.guest}')
+    lab.inside("boot")
     (job, *_) = json.loads(lab.tether("job", "list", "-f", "json").out)
     assert job["state"] in {"attached", "detached", "rolled-back"}, job
     told["ends"] = [f"{verb} {job['state']}"]

@@ -57,7 +57,7 @@ def test_after_a_power_cut_the_guest_starts_with_what_it_had(
     for each in (volume_id, other):
         assert sum(each in target for target in after["host"]["sessions"]) == 1 + multipath
     assert len(after["host"]["maps"]) == len(before["host"]["maps"]) + 2 * multipath
-    lab.run(f"virsh start {lab.guest}")
+    lab.inside("boot")
     disk = lab.wait_for_disk(volume_id)
     assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 2>/dev/null").strip() == mark
     assert lab.wait_for_disk(other)

@@ -38,6 +38,7 @@ class Trouble:
         says: what it says then.
         after: what makes it good again, a line of shell.
         settings: of tether.
+        boots: whether the guest is to be started then.
         volume_type: the volume's type.
     """
 
@@ -48,6 +49,7 @@ class Trouble:
     says: str = ""
     after: str = "true"
     settings: dict[str, object] = field(default_factory=dict)
+    boots: bool = False
     volume_type: str = "lvm"
 
 
@@ -85,12 +87,12 @@ TROUBLES = {
     "iscsid-restarted": attach(f"({LOGGING_IN}; systemctl restart iscsid) >/dev/null 2>&1 &", **MULTIPATH),
     "libvirtd-killed": Trouble("attach", "plug-live.act.before", KILL_LIBVIRTD),
     "libvirtd-killed-detach": Trouble("detach", "unplug-persistent.act.before", KILL_LIBVIRTD),
-    "qemu-killed": Trouble("attach", "plug-live.act.before", KILL_QEMU, after="virsh start guest1"),
-    "qemu-killed-detach": Trouble("detach", "unplug-live.act.before", KILL_QEMU, after="virsh start guest1"),
+    "qemu-killed": Trouble("attach", "plug-live.act.before", KILL_QEMU, boots=True),
+    "qemu-killed-detach": Trouble("detach", "unplug-live.act.before", KILL_QEMU, boots=True),
     "target-gone-detach": Trouble(
         "detach", "begin-detaching.act.before", DOWN,
         # libvirt 9.0 does not forget the owner of a device that it could not give back, and refuses the next one.
-        after=f"{UP}; virsh destroy guest1; virsh start guest1",
+        after=f"{UP}; virsh destroy guest1", boots=True,
     ),
     # Not for longer: a Cinder that gave up in the middle of taking a target away fails at it ever after.
     "device-hangs": Trouble(
@@ -127,6 +129,8 @@ def test_it_ends_done_or_with_nothing_left(lab: LabHost, new_volume: Callable[..
         done = lab.tether_halted(trouble.point, line, trouble.verb, volume_id, lab.guest, **trouble.settings)
     finally:
         lab.run(trouble.after)
+        if trouble.boots:
+            lab.inside("boot")
     assert done.code == trouble.code, done.err
     assert trouble.says in done.err
     if trouble.verb == "attach" and trouble.code == DONE:

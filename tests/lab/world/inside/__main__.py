@@ -49,6 +49,7 @@ def main() -> int:
 
     verb("up", "start what is missing of the host", up)
     verb("guest", "run one line of shell in the guest", run_in_guest).add_argument("line")
+    verb("boot", "start the guest with the disks that it has, and wait until it is up", services.boot_guest)
     verb("books", "print what all the books say, as JSON", lambda: print(json.dumps(judge.snapshot(), indent=1)))
     disks = verb("disks", "print the disks as the guest sees them", print_disks)
     disks.add_argument("serial", nargs="?", help="wait for the disk with this serial")

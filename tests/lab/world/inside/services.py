@@ -175,8 +175,19 @@ def start_guest() -> None:
     if disks := call("virsh", "-q", "domblklist", "--inactive", GUEST).split():
         print(f"{GUEST} is not started: it has {disks[0]} on {disks[1]}, which must be connected first", flush=True)
         return
+    _boot()
+
+
+def _boot() -> None:
     CONSOLE_LOG.unlink(missing_ok=True)  # of an earlier boot: it says that the guest is up
     call("virsh", "-q", "start", GUEST)
+
+
+def boot_guest() -> None:
+    """Start the guest with the disks that it has, unless it runs, and wait until it is up."""
+    if not runs_guest():
+        _boot()
+    wait_for_guest()
 
 
 def runs_guest() -> bool:
