@@ -63,8 +63,8 @@ def test_a_bench_ends_with_every_bar_and_with_nothing_that_names_the_machine(ben
     assert all(facts == {"journal_mode": "wal", "synchronous": "FULL"} for facts in modes)
 
 
-#: What tether knows already when it asks again.
-REMEMBERED = {"cinder.identity", "host.identity", "host.expected_identity"}
+#: What tether knows already when it asks again, or reads in the connection info.
+REMEMBERED = {"cinder.identity", "host.identity", "host.expected_identity", "host.expected_paths"}
 
 
 @pytest.mark.timeout(120)
