@@ -5,7 +5,6 @@ The command stands still at a fault point while it happens, then goes on.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.lab.conftest import LabHost
 from tests.live.commands import BLOCKED, DONE, FAILED, ROLLED_BACK
+from tests.live.test_failures import HOT_PLUG_EVENT
 from tests.report import counted
 from tether.matrix.live_judge import diff
 
@@ -140,20 +140,32 @@ def test_it_ends_done_or_with_nothing_left(lab: LabHost, new_volume: Callable[..
     assert diff(before, lab.books()) == []
 
 
-def test_a_guest_that_does_not_let_go_keeps_its_disk_until_it_is_reset(
-    lab: LabHost, new_volume: Callable[..., str], idle_guest: str
+@pytest.fixture
+def deaf(lab: LabHost) -> Iterator[Callable[[], object]]:
+    """A guest that does not hear of a hot-unplug, until the returned function is called, or the test ends."""
+
+    def hear() -> None:
+        lab.in_guest(f"grep -q disabled {HOT_PLUG_EVENT} && echo enable > {HOT_PLUG_EVENT}; true")
+
+    lab.in_guest(f"echo disable > {HOT_PLUG_EVENT}")
+    yield hear
+    hear()
+
+
+def test_a_guest_that_does_not_let_go_keeps_its_disk_until_it_hears(
+    lab: LabHost, new_volume: Callable[..., str], deaf: Callable[[], object]
 ) -> None:
     volume_id = new_volume()
     before = lab.books()
     patience = {"libvirt__device_detach_attempts": 1, "libvirt__device_detach_timeout": 2}
-    done = lab.tether("attach", volume_id, idle_guest, **MULTIPATH)
+    done = lab.tether("attach", volume_id, lab.guest, **MULTIPATH)
     assert done.code == DONE, done.err
-    done = lab.tether("detach", volume_id, idle_guest, **MULTIPATH, **patience)
+    done = lab.tether("detach", volume_id, lab.guest, **MULTIPATH, **patience)
     assert done.code == BLOCKED, done.err
+    assert "waiting for the guest" in done.err
     assert lab.run("multipath -ll").count("active ready running") == 2
 
-    gone = f"until ! virsh dumpxml {idle_guest} | grep -q {volume_id}; do sleep .2; done"
-    lab.run(f"virsh reset {idle_guest}; timeout 60 sh -c {shlex.quote(gone)}")
+    deaf()
     done = lab.tether("job", "resume", "--last", **MULTIPATH)
     assert done.code == DONE, done.err
     assert diff(before, lab.books()) == []
