@@ -24,6 +24,7 @@ from tests.live.world.layout import CHECKOUT
 UP_LIMIT = 2400  # seconds; the first start on a machine builds the image
 TEST_LIMIT = 900  # seconds for one test by itself: everything in a lab is slow
 GUEST = "guest1"
+NOT_PASSED = 99  # the code of a command that ends before it has come to the point where it was to stand still
 #: A guest without a system: what it is asked it does not hear, as a guest in its boot loader.
 IDLE = """\
 <domain type='qemu'>
@@ -87,8 +88,9 @@ class LabHost:
             changes: settings, as for :meth:`tether`.
         """
         line = _line(("--fault", f"{point}=stop", *words), changes)
-        # The kernel's letter for a process that was stopped; one that ends before it gets there is waited for as well.
-        stopped = 'case "$(cut -d" " -f3 /proc/$pid/stat 2>/dev/null)" in T|Z|"") break;; esac'
+        # T: it was stopped. A command that ends before it gets there must not pass for one that stood still.
+        passed = f"echo {point} was not passed >&2; wait $pid; exit {NOT_PASSED}"
+        stopped = f'case "$(cut -d" " -f3 /proc/$pid/stat 2>/dev/null)" in T) break;; Z|"") {passed};; esac'
         script = f"{line} & pid=$!; while :; do {stopped}; sleep .1; done; {meanwhile}\nkill -CONT $pid; wait $pid"
         done = channel.run(self.lab, f"{script}; exit $?")
         return Outcome(done.returncode, done.stdout, done.stderr)
