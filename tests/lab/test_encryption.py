@@ -9,8 +9,8 @@ import pytest
 
 from tests.lab.conftest import LabHost
 from tests.lab.test_chain import PLACE, SECTORS
-from tests.lab.world.inside.services import FIXED_KEY
 from tests.live.commands import DONE, KILLED, ROLLED_BACK
+from tests.live.world.cinder_part import FIXED_KEY
 from tests.report import counted
 from tether.matrix.live_judge import diff
 

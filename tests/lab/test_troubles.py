@@ -105,11 +105,8 @@ TROUBLES = {
     ),
 }  # fmt: skip
 
-
-#: Those that CI runs.
+#: Those that CI runs come first.
 FEW = ("multipathd-stopped", "libvirtd-killed-detach")
-
-
 NAMES = [*FEW, *sorted(TROUBLES.keys() - set(FEW))][: counted(len(FEW), len(TROUBLES))]
 
 

@@ -27,7 +27,7 @@ TYPES = {
 #: Volume types that are named after their encryption provider.
 ENCRYPTED = ("luks", "luks2")
 CIPHER = "aes-xts-plain64"
-#: Cinder's fixed key and its id, as in cinder.conf.template.
+#: Cinder's fixed key and its id, as in its configuration here and in the lab.
 FIXED_KEY = "00000000-0000-0000-0000-000000000000", "00" * 32
 QOS = {"consumer": "front-end", "total_iops_sec": "500", "total_bytes_sec": "10485760"}
 VOLUMES = {"vol1": "iscsi", "vol2": "iscsi", "shared1": "multiattach"}
@@ -179,17 +179,23 @@ def _cinder_serves(world: World) -> bool:
     return True
 
 
+def make_type(api: Api, name: str, specs: dict[str, str]) -> str:
+    """Make a volume type, encrypted if its name says so, and return its id."""
+    body = {"volume_type": {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": True}}
+    made = str(api.call("POST", "/types", body)["volume_type"]["id"])
+    if name in ENCRYPTED:
+        words = {"provider": name, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
+        api.call("POST", f"/types/{made}/encryption", {"encryption": words})
+    return made
+
+
 def fill_cinder(world: World) -> None:
     """Make the volume types and the volumes that are not there yet."""
     api = Api(world)
     types = {row["name"]: row["id"] for row in api.call("GET", "/types")["volume_types"]}
     for name, specs in TYPES.items():
         if name not in types:
-            body = {"volume_type": {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": True}}
-            types[name] = api.call("POST", "/types", body)["volume_type"]["id"]
-            if name in ENCRYPTED:
-                words = {"provider": name, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
-                api.call("POST", f"/types/{types[name]}/encryption", {"encryption": words})
+            types[name] = make_type(api, name, specs)
     qos = {row["name"]: row["id"] for row in api.call("GET", "/qos-specs")["qos_specs"]}
     if "limited" not in qos:
         qos["limited"] = api.call("POST", "/qos-specs", {"qos_specs": {"name": "limited", **QOS}})["qos_specs"]["id"]

@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.live.world.cinder_part import Api
+from tests.live.world.cinder_part import ENCRYPTED, FIXED_KEY, Api, make_type
 from tests.live.world.console import Console
 from tests.live.world.guest_image import guest_image
 from tests.live.world.layout import CHECKOUT, WorldError, write
@@ -20,11 +20,6 @@ from tests.live.world.processes import wait_until
 HERE = Path(__file__).parent
 GUEST = "guest1"
 GROUP = "cinder-volumes"
-#: Volume types that are named after their encryption provider.
-ENCRYPTED = ("luks", "luks2")
-CIPHER = "aes-xts-plain64"
-#: Cinder's fixed key and its id, as in cinder.conf.
-FIXED_KEY = "00000000-0000-0000-0000-000000000000", "00" * 32
 PORTALS = ("10.99.1.1", "10.99.2.1")
 DATA_DISKS = (Path("/dev/ubdb"), Path("/dev/vdb"))
 TETHER = Path("/opt/tether/lib/python3.11/site-packages")
@@ -107,11 +102,7 @@ def fill_cinder() -> None:
     have = {row["name"] for row in api.call("GET", "/types")["volume_types"]}
     for name in {"lvm", "multiattach", *ENCRYPTED} - have:
         specs = {"volume_backend_name": "lvm", **({"multiattach": "<is> True"} if name == "multiattach" else {})}
-        body = {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": True}
-        made = api.call("POST", "/types", {"volume_type": body})["volume_type"]["id"]
-        if name in ENCRYPTED:
-            encryption = {"provider": name, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
-            api.call("POST", f"/types/{made}/encryption", {"encryption": encryption})
+        make_type(api, name, specs)
     if not any(row["name"] == "vol1" for row in api.call("GET", "/volumes")["volumes"]):
         create_volume("vol1")
 
