@@ -26,16 +26,16 @@ def volume(sim: SimWorld, **facts: Any) -> None:
 
 
 def header(sim: SimWorld) -> str | None:
-    found: str | None = Store(sim.directory).read("host").get("headers", {}).get(SECRET)
+    found: str | None = Store(sim.directory).read("headers").get(SECRET)
     return found
 
 
 def lose_header(sim: SimWorld, left: str | None = None) -> None:
     """Let the volume's device read as zeros, or as half a header."""
-    with Store(sim.directory).change("host") as book:
-        book.setdefault("headers", {}).pop(SECRET, None)
+    with Store(sim.directory).change("headers") as written:
+        written.pop(SECRET, None)
         if left:
-            book["headers"][SECRET] = left
+            written[SECRET] = left
 
 
 def used(sim: SimWorld) -> None:

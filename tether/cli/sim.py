@@ -18,12 +18,16 @@ class CreateWorld(Command):
     """Make an embedded world: a Cinder with volumes, a host and servers, all in files of one directory."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        return _directory(super().get_parser(prog_name))
+        parser = _directory(super().get_parser(prog_name))
+        parser.add_argument(
+            "--beside", default="", metavar="DIR", help="a second host for that world: it shares its Cinder and ledger"
+        )
+        return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         from tether.sim.world import create
 
-        create(Path(parsed_args.directory))
+        create(Path(parsed_args.directory), Path(parsed_args.beside) if parsed_args.beside else None)
         self.app.say(f"next: tether sim show {parsed_args.directory}")
 
 
@@ -37,6 +41,21 @@ class ShowWorld(Lister):
         from tether.sim.world import contents
 
         return ("what", "name", "id", "state", "details"), contents(Path(parsed_args.directory))
+
+
+class MoveServer(Command):
+    """Move a server to another host beside it, as virsh migrate --live --undefinesource does."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = _directory(super().get_parser(prog_name))
+        parser.add_argument("server", metavar="SERVER", help="UUID or name of the server (libvirt domain)")
+        parser.add_argument("to", metavar="TO", help="the directory of the host that it moves to")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        from tether.sim.world import move
+
+        move(Path(parsed_args.directory), parsed_args.server, Path(parsed_args.to))
 
 
 class ScriptFailure(Command):

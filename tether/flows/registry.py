@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
-from tether.flows import adopt, attach, detach, extend, repair, whole
+from tether.flows import adopt, attach, detach, extend, migrate, repair, whole
 from tether.persistence.params import Params
 
 #: The version that new jobs get.
@@ -18,6 +18,9 @@ CURRENT = {
     "detach": 1,
     "adopt": 1,
     "extend": 1,
+    "migrate-prepare": 1,
+    "migrate-complete": 1,
+    "migrate-release": 1,
     "repair-connect": 1,
     "repair-attach": 1,
     "repair-define": 1,
@@ -54,6 +57,15 @@ _PARTS: dict[tuple[str, int], Sequence[Part]] = {
         Part("extend-check", extend.build_check),
         Part("extend-volume", extend.build_volume, revertible=False),
         Part("extend-use", extend.build_use, revertible=False),
+    ),
+    ("migrate-prepare", 1): (Part("migrate-prepare", migrate.build_prepare),),
+    ("migrate-complete", 1): (
+        Part("migrate-arrived", migrate.build_arrived),
+        Part("migrate-take", migrate.build_take, revertible=False),
+    ),
+    ("migrate-release", 1): (
+        Part("migrate-left", migrate.build_left),
+        Part("migrate-release", migrate.build_release, revertible=False),
     ),
     ("repair-connect", 1): (
         Part("repair-connect", repair.build_connect),

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from tether.clock import Clock
 from tether.errors import ConflictError, HeldError, LostLease, NotFound, UsageError
 from tether.persistence.database import Database, IntegrityError
+from tether.persistence.handovers import Handovers
 from tether.persistence.intact import PARAMS, Damaged, check_job, check_mapping, intact, legible, parsed, reading, typed
 from tether.persistence.journal import Lease, fence
 from tether.persistence.owner import Owner
@@ -173,6 +174,11 @@ class Ledger:
             if self._lease is not None and not fence(connection, self._lease, {"updated_at": self._clock.time()}):
                 raise LostLease(f"job {self._lease.job_id} was taken over by another runner")
             yield connection
+
+    @property
+    def handovers(self) -> Handovers:
+        """The mappings that are being handed over from one host to another."""
+        return Handovers(self._database, self._clock, self._write)
 
     # -- jobs -----------------------------------------------------------------------------------------------
 

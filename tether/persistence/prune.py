@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tether import faults
 from tether.persistence.database import Database
 from tether.persistence.headers import remembers
-from tether.persistence.schema import flows, jobs, mappings, secrets
+from tether.persistence.schema import flows, handovers, jobs, mappings, secrets
 
 #: Jobs that are forgotten in one transaction: few enough that a runner which writes meanwhile hardly waits.
 BATCH = 200
@@ -19,6 +19,7 @@ def prune(database: Database, before: float, batch: int = BATCH) -> Iterator[int
     """Delete what ended before a moment, in bounded transactions; yield how many jobs each has deleted.
 
     The attach job of a mapping stays for as long as the volume is attached: its mapping and a repeated attach name it.
+    So does the job that prepares a hand-over, until that is over.
     Of an encrypted volume the last job stays that may have had it opened: a volume that was open once is never taken
     for a new one, which may be formatted.
     May be interrupted and repeated at any point.
@@ -30,7 +31,7 @@ def prune(database: Database, before: float, batch: int = BATCH) -> Iterator[int
     kept = remembers(jobs) & ~sa.exists().where(
         later.c.volume_id == jobs.c.volume_id, later.c.created_at > jobs.c.created_at, remembers(later)
     )
-    mapped = sa.exists().where(mappings.c.job_id == jobs.c.id)
+    mapped = sa.exists().where(mappings.c.job_id == jobs.c.id) | sa.exists().where(handovers.c.job_id == jobs.c.id)
     last = (0.0, "")
     while True:
         found = (

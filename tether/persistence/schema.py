@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
 
 #: The migration that this code needs; see :mod:`tether.persistence.migrations`.
-HEAD = "0001"
+HEAD = "0002"
 
 #: TaskFlow's own backend owns ``alembic_version``, so ours has another name.
 VERSION_TABLE = "tether_schema_version"
@@ -85,6 +85,23 @@ mappings = Table(
     UniqueConstraint("volume_id", "server_id", name="tether_mappings_pair"),
     UniqueConstraint("server_id", "target", name="tether_mappings_target"),
     UniqueConstraint("server_id", "address", name="tether_mappings_address"),
+)
+
+#: One row a mapping that is being handed over from one host to another: its other end, of which the mapping's own
+#: columns say nothing. *incoming* before the server has moved: the mapping is the source's, this row the destination's;
+#: *outgoing* afterwards, the other way round. ``job_id`` is the one whose sealed secrets are this end's.
+handovers = Table(
+    "tether_handovers",
+    metadata,
+    Column("volume_id", String(36), primary_key=True),
+    Column("server_id", String(36), primary_key=True),
+    Column("job_id", String(36), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("machine_id", String(64), nullable=False),
+    Column("attachment_id", String(36), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
 )
 
 #: The device ledger: which device of which host is which volume.

@@ -137,7 +137,12 @@ def new_job(
     Args:
         server: the server's id and name.
         key: the caller's idempotency key, or empty.
+
+    Raises:
+        ConflictError: the server is moving to another host, and this is no part of that.
     """
+    if not kind.startswith("migrate-"):
+        _refuse_moving(runner.tools, volume, server)
     return Job(
         id=job_id,
         kind=kind,
@@ -153,6 +158,16 @@ def new_job(
         place=runner.place(),
         idempotency_key=key or None,
     )
+
+
+def _refuse_moving(tools: Toolbox, volume: Volume, server: tuple[str, str]) -> None:
+    row = tools.ledger.handovers.find(volume.id, server[0])
+    if row is not None:
+        raise ConflictError(
+            f"server {server[1]} is moving to host {row.host}, and volume {volume.name or volume.id} with it",
+            resource=f"volume {volume.id}",
+            hint=f"finish that first: tether migrate complete {server[1]} --to {row.host}; or give it up with abort",
+        )
 
 
 def _shared_targets(tools: Toolbox, volume: Volume, params: Params) -> str:

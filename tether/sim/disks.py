@@ -30,16 +30,17 @@ def grow(book: Book, volume_id: str, size: int) -> None:
     device["size"] = size
 
 
-def header(book: Book, volume_id: str, row: dict[str, Any]) -> Header:
+def header(book: Book, volume_id: str, row: dict[str, Any], written: str) -> Header:
     """Return what a connected volume holds.
 
     Args:
         row: Cinder's, with the ``content`` that a test has given it.
+        written: what a host has written onto it since; empty if none has.
 
     Raises:
         UncertainError: its device cannot be read.
     """
-    content = book.get("headers", {}).get(volume_id) or row.get("content", Header.LUKS)
+    content = written or row.get("content", Header.LUKS)
     if content == "unreadable":
         path = book["devices"][volume_id]["path"]
         raise UncertainError(

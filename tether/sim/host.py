@@ -6,10 +6,11 @@ The book ``host``::
     devices    volume id -> path, size, identity, identities_differ, open_count, iqn, sessions
     links      volume id -> what tether's link points to
     crypt      volume id -> name, uuid, cipher of the open dm-crypt mapping; size while it is behind its device
-    headers    volume id -> what this host has written onto the volume: `luks`, or `half` of it
     sessions   volume id -> sessions without a device: what a kill inside os-brick leaves, put there by a test
     maps       volume id -> the name of a multipath map, put there by a test
     pending    calls that were answered with a time-out and are carried out at `due`
+
+The book ``headers``, which is the volumes' own: volume id -> what a host has written onto it: `luks`, or `half` of it.
 
 Of the book ``cinder`` it reads ``exports`` (volume id -> target_iqn, auth_username, auth_password), ``keys``
 and of ``volumes`` the size in GiB, ``wwn`` or ``identity`` (what the disk reports), and what a test may add:
@@ -257,10 +258,10 @@ class SimHost:
                     resource=f"volume {volume_id}",
                     hint="attach it as it is",
                 )
-            book.setdefault("headers", {})[volume_id] = Header.LUKS
+            self._machine.write_header(volume_id, Header.LUKS)
 
-        def half(book: Book) -> None:
-            book.setdefault("headers", {})[volume_id] = Header.HALF
+        def half(_book: Book) -> None:
+            self._machine.write_header(volume_id, Header.HALF)
 
         pending = {"verb": "format_encryption", "volume_id": volume_id}
         self._perform("host.format_encryption", volume_id, pending, effect, cut_off=half)
@@ -382,7 +383,7 @@ class SimHost:
                 elif item["verb"] == "resize_encryption":
                     self._machine.resize_crypt(book, volume_id)
                 elif item["verb"] == "format_encryption":
-                    book.setdefault("headers", {})[volume_id] = Header.LUKS
+                    self._machine.write_header(volume_id, Header.LUKS)
                 elif item["verb"] == "open_encryption":
                     self._machine.open_crypt(book, volume_id)
                 else:

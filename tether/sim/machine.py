@@ -115,7 +115,12 @@ class Machine:
 
     def header(self, book: Book, volume_id: str) -> Header:
         self.connected(book, volume_id, "its header cannot be read")
-        return header(book, volume_id, self._store.read("cinder")["volumes"].get(volume_id, {}))
+        written = self._store.read("headers").get(volume_id, "")
+        return header(book, volume_id, self._store.read("cinder")["volumes"].get(volume_id, {}), written)
+
+    def write_header(self, volume_id: str, what: Header) -> None:
+        with self._store.change("headers") as written:
+            written[volume_id] = what
 
     def connected(self, book: Book, volume_id: str, so: str) -> None:
         if volume_id not in book["devices"]:

@@ -4,10 +4,13 @@ Layout of a world's directory::
 
     cinder.json    volumes, attachments, encryption keys, and what Cinder has still to finish
     host.json      the simulated machine: identity, devices, links, dm-crypt
+    headers.json   what hosts have written onto encrypted volumes
     guests/UUID/   persistent.xml, live.xml (only while it runs), state.json; guests/secrets.json
     script.json    scripted failures that have not been used up
     tether.sqlite  tether's own database, unless --database says otherwise
     keys           the keys that its secrets are sealed with, unless key_file says otherwise
+
+Of a host beside another, ``cinder.json``, ``headers.json``, ``tether.sqlite`` and ``keys`` are links to the other's.
 """
 
 from __future__ import annotations
@@ -42,15 +45,19 @@ class Store:
         with self._locked(book):
             content = self._load(book)
             yield content
-            write_whole(self.directory / f"{book}.json", json.dumps(content, indent=1, sort_keys=True))
+            write_whole(self._path(book), json.dumps(content, indent=1, sort_keys=True))
 
     def read(self, book: str) -> dict[str, Any]:
         """Return a book's content."""
         with self._locked(book):
             return self._load(book)
 
+    def _path(self, book: str) -> Path:
+        """Return the book's file: of a book that two hosts share, the one that both lead to."""
+        return (self.directory / f"{book}.json").resolve()
+
     def _load(self, book: str) -> dict[str, Any]:
-        path = self.directory / f"{book}.json"
+        path = self._path(book)
         try:
             return dict(json.loads(path.read_text())) if path.exists() else {}
         except ValueError as error:
@@ -61,7 +68,7 @@ class Store:
     @contextmanager
     def _locked(self, book: str) -> Iterator[None]:
         try:
-            handle = (self.directory / f".{book}.lock").open("w")
+            handle = self._path(book).with_name(f".{book}.lock").open("w")
         except OSError as error:
             raise ConfigError(
                 f"the embedded world in {self.directory} cannot be used: {error.strerror}",

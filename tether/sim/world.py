@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tether.adapters.guest.model import Definition
-from tether.errors import ConfigError
+from tether.errors import ConfigError, FinalError
 from tether.settings import Settings
 from tether.sim.store import Store, write_whole
 
@@ -44,11 +46,18 @@ def is_world(directory: Path) -> bool:
         raise ConfigError(f"{directory} cannot be read: {error.strerror}", hint="use another directory") from error
 
 
-def create(directory: Path) -> Store:
+#: What a host beside another shares with it.
+SHARED = ("cinder.json", "headers.json", "tether.sqlite", "keys")
+
+
+def create(directory: Path, beside: Path | None = None) -> Store:
     """Make a world: a Cinder with a few volumes, a host, and a few servers.
 
+    Args:
+        beside: another world, whose Cinder and ledger this one shares: then it is a second host, without servers.
+
     Raises:
-        ConfigError: the directory holds something else, or cannot be written.
+        ConfigError: the directory holds something else, or cannot be written; there is no other world.
     """
     # Only here: a command that opens a world which is there need not load all of this.
     from tether.sim.cinder.seed import seed_cinder
@@ -57,14 +66,22 @@ def create(directory: Path) -> Store:
 
     if is_world(directory):
         raise ConfigError(f"{directory} holds an embedded world already", hint="use it, or give another directory")
+    if beside is not None:
+        _world(beside)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise ConfigError(f"{directory} is not empty", hint="give a new directory for an embedded world")
         store = Store(directory)
-        seed_cinder(store)
-        seed_host(store)
-        seed_guests(store)
+        if beside is None:
+            seed_cinder(store)
+            seed_host(store)
+            seed_guests(store)
+        else:
+            for name in SHARED:
+                (directory / name).symlink_to(os.path.relpath(beside.resolve() / name, directory.resolve()))
+            seed_host(store, name=f"sim-{directory.resolve().name}")
+            (directory / "guests").mkdir()
         write_whole(directory / "world", "tether's embedded world, format 1\n")
     except OSError as error:
         raise ConfigError(
@@ -81,15 +98,47 @@ def ensure(directory: Path) -> Store:
 def fit(settings: Settings, directory: Path) -> Settings:
     """Return settings for the world: its endpoint, its database and its pace, unless they were set."""
     defaults = {item.name: item.default for item in fields(Settings)}
+    first = (directory / "cinder.json").resolve().parent  # of hosts beside each other; all real ones have one run_dir
     wanted = PACE | {
-        "database": f"sqlite:///{directory.resolve() / 'tether.sqlite'}",
-        "key_file": str(directory.resolve() / "keys"),
+        "database": f"sqlite:///{first / 'tether.sqlite'}",
+        "key_file": str(first / "keys"),
         "data_path": "host",
-        "run_dir": str(directory.resolve() / "run"),
+        "run_dir": str(first / "run"),
         "lock_path": str(directory.resolve() / "locks"),
     }
     changes = {name: value for name, value in wanted.items() if getattr(settings, name) == defaults[name]}
     return settings.but(**changes, endpoint_override=ENDPOINT, send_service_user_token=True)
+
+
+def move(directory: Path, server: str, to: Path) -> None:
+    """Move a server to another host, as libvirt's live migration: both must reach what its disks open.
+
+    Raises:
+        ConfigError: one of the directories holds no world.
+        NotFound: there is no such server.
+        FinalError: the other host lacks a device.
+    """
+    from tether.sim.domains import locked
+    from tether.sim.guest import SimGuest
+
+    here, there = Store(_world(directory)), Store(_world(to))
+    found = SimGuest(here).find_server(server)
+    links = there.read("host")["links"]
+    for disk in (found.live or found.persistent or EMPTY).disks:
+        if "/volumes/" in disk.source and Path(disk.source).name not in links:
+            raise FinalError(
+                f"Cannot access storage file '{disk.source}': No such file or directory",
+                resource=f"server {found.name}",
+                hint=f"prepare it there: tether --sim {to} migrate prepare {found.name} --to HOST",
+            )
+    with locked(here, found.uuid) as guest, locked(there) as guests:
+        shutil.move(guest, guests / found.uuid)
+
+
+def _world(directory: Path) -> Path:
+    if not is_world(directory):
+        raise ConfigError(f"{directory} holds no embedded world", hint=f"make one: tether sim create {directory}")
+    return directory
 
 
 def contents(directory: Path) -> list[tuple[str, str, str, str, str]]:
@@ -100,9 +149,7 @@ def contents(directory: Path) -> list[tuple[str, str, str, str, str]]:
     """
     from tether.sim.guest import SimGuest
 
-    if not is_world(directory):
-        raise ConfigError(f"{directory} holds no embedded world", hint=f"make one: tether sim create {directory}")
-    store = Store(directory)
+    store = Store(_world(directory))
     rows = []
     for volume in store.read("cinder")["volumes"].values():
         kinds = [word for word, key in (("multiattach", "multiattach"), ("encrypted", "encryption")) if volume.get(key)]

@@ -31,14 +31,15 @@ def is_shared(run: Run, data_path: str = "") -> bool:
 
 
 def uses_elsewhere(ledger: Ledger, volume_id: str, server_id: str, machine_id: str, *, data_path: str = "") -> bool:
-    """Return True if another server of this host has a mapping of the volume.
+    """Return True if another server of this host has a mapping of the volume, or is being handed over to or from it.
 
     Args:
         data_path: count only those that use this one: a device is needed by *host* alone; empty for any.
     """
-    rows = ledger.list_mappings(volume_id=volume_id)
+    rows = [row for row in ledger.list_mappings(volume_id=volume_id) if row.server_id != server_id]
+    ends = {row.server_id: row.machine_id for row in ledger.handovers.list(volume_id=volume_id)} if rows else {}
     return any(
-        row.machine_id == machine_id and row.server_id != server_id and data_path in {"", row.data_path} for row in rows
+        machine_id in {row.machine_id, ends.get(row.server_id)} and data_path in {"", row.data_path} for row in rows
     )
 
 
@@ -292,7 +293,7 @@ class DisconnectHost(Step):
 
     def act(self) -> None:
         try:
-            disconnect(self.run, self.run.mapping().attachment_id, dict(self.tools.host.connector()))
+            disconnect(self.run, self.run.attachment_id(), dict(self.tools.host.connector()))
         except UncertainError as error:
             raise UncertainError(error.message, resource=error.resource, hint=self._ways_out(error.hint)) from error
 

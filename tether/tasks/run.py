@@ -28,6 +28,7 @@ from tether.errors import (
     TetherError,
     UncertainError,
 )
+from tether.persistence.handovers import Handover
 from tether.persistence.leases import Leases
 from tether.persistence.ledger import Job, Ledger, MappingRow
 from tether.persistence.vault import Vault
@@ -45,6 +46,10 @@ LOCK_PAUSE = 0.1
 SIBLING_PAUSE = 0.02
 #: The name of a mapping's sealed connection.
 CONNECTION = "connection"
+#: Kinds of job that make a connection of their own.
+CONNECTS = ("attach", "migrate-prepare")
+#: Kinds of job about the end of a hand-over that the mapping does not name: there the server is, or may be, elsewhere.
+OTHER_END = ("migrate-prepare", "migrate-release")
 
 
 def describe(step: str, error: BaseException | None) -> dict[str, Any]:
@@ -242,6 +247,19 @@ class Run:
                 hint="see: virsh list --all, here and on the other hosts",
             ) from error
 
+    def server_here(self) -> Server | None:
+        """Return the job's server if this libvirt has it; None where it shows all of its domains, and this is none.
+
+        Raises:
+            UncertainError: it cannot be read.
+        """
+        survey = self.tools.guest.survey()
+        if reason := survey.unread.get(self.job.server_id):
+            raise UncertainError(
+                f"server {self.job.server_name} cannot be read: {reason}", resource=f"server {self.job.server_id}"
+            )
+        return next((server for server in survey.servers if server.uuid == self.job.server_id), None)
+
     def refuse_while_held(self) -> None:
         """Refuse to go on while the server has the disk, in either definition.
 
@@ -251,15 +269,35 @@ class Run:
         Raises:
             OperatorNeeded: the server has it.
         """
-        server = self.see_server()
-        for definition in (server.live, server.persistent):
+        server = self.server_here() if self.job.kind in OTHER_END else self.see_server()
+        for definition in (server.live, server.persistent) if server is not None else ():
             if definition is not None and definition.holds(self.job.volume_id):
                 raise OperatorNeeded(
-                    f"server {server.name} still has volume {self.job.volume_name}: its connection stays",
-                    resource=f"server {server.uuid}",
-                    hint=f"see: virsh domblklist {server.name}; detach the disk there, then: tether job resume"
+                    f"server {self.job.server_name} still has volume {self.job.volume_name}: its connection stays",
+                    resource=f"server {self.job.server_id}",
+                    hint=f"see: virsh domblklist {self.job.server_name}; detach the disk there, then: tether job resume"
                     f" {self.job.id}",
                 )
+
+    @property
+    def handover(self) -> Handover | None:
+        """The hand-over of the volume and the server, if one is under way."""
+        return self.tools.ledger.handovers.find(self.job.volume_id, self.job.server_id)
+
+    def attachment_id(self) -> str:
+        """Return the attachment that the job is about: the mapping's, or that of the other end of its hand-over.
+
+        Raises:
+            OperatorNeeded: it is gone from the ledger.
+        """
+        row = self.handover if self.job.kind in OTHER_END else self.mapping()
+        if row is None:
+            raise OperatorNeeded(
+                f"the hand-over of volume {self.job.volume_name} is gone from the ledger",
+                resource=f"volume {self.job.volume_id}",
+                hint=f"see: tether job show {self.job.id}",
+            )
+        return row.attachment_id
 
     def mapping(self) -> MappingRow:
         """Return the mapping that this job is about.
@@ -310,11 +348,12 @@ class Run:
         attach = self.job.id
         if vault is None:
             return None
-        if self.job.kind != "attach":
-            mapping = ledger.mapping(self.job.volume_id, self.job.server_id)
-            if mapping is None:
+        if self.job.kind not in CONNECTS:
+            pair = self.job.volume_id, self.job.server_id
+            row = self.handover if self.job.kind in OTHER_END else ledger.mapping(*pair)
+            if row is None:
                 return None
-            attach = mapping.job_id
+            attach = row.job_id
         text = ledger.secret(attach, CONNECTION)
         if text is None:
             return None

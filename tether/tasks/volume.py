@@ -245,7 +245,7 @@ class ReleaseAttachment(Step):
 
     def act(self) -> None:
         self.run.refuse_while_held()
-        delete_until_gone(self.run, self.run.mapping().attachment_id)
+        delete_until_gone(self.run, self.run.attachment_id())
 
 
 class BeginDetaching(Step):

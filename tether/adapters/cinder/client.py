@@ -180,13 +180,15 @@ class CinderClient(Cinder):
             lambda client: _asked(attachment_id, wire.attachment(client.attachments.show(attachment_id).to_dict())),
         )
 
-    def create_attachment(self, volume_id: str, *, owner: str, mode: str) -> str:
+    def create_attachment(self, volume_id: str, *, owner: str, mode: str, connector: Connector | None = None) -> str:
         return self._write(
             "create an attachment of",
             "volume",
             volume_id,
             lambda client: wire.created(
-                client.attachments.create(volume_id, None, instance_id=owner or None, mode=mode or "null")
+                client.attachments.create(
+                    volume_id, connector and dict(connector), instance_id=owner or None, mode=mode or "null"
+                )
             ),
         )
 

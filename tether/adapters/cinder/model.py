@@ -205,12 +205,15 @@ class Cinder(Protocol):
     def show_attachment(self, attachment_id: str) -> Attachment:
         """Return the attachment with its connection; ``NotFound`` if it is gone."""
 
-    def create_attachment(self, volume_id: str, *, owner: str, mode: str) -> str:
-        """Reserve the volume: POST /attachments without a connector; return the attachment's id.
+    def create_attachment(self, volume_id: str, *, owner: str, mode: str, connector: Connector | None = None) -> str:
+        """Reserve the volume: POST /attachments; return the attachment's id.
 
         Args:
-            owner: tether's owner mark (a UUID), or empty to leave ``instance_uuid`` out.
+            owner: tether's owner mark (a UUID), or empty to leave ``instance_uuid`` out. The same owner may have a
+                second attachment of a plain volume: a live migration's.
             mode: ``rw`` or ``ro``; sent from microversion 3.54.
+            connector: export the volume to it, too. The only way to a second attachment while another is connected:
+                Cinder refuses to update one then.
         """
 
     def update_attachment(self, attachment_id: str, connector: Connector) -> Connection:

@@ -1,0 +1,176 @@
+"""``tether migrate``: the hand-over of a server's volumes to another host, for a live migration."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from tether.cli.base import Lister
+
+if TYPE_CHECKING:
+    from tether.persistence.ledger import Job
+    from tether.runner.jobs import Runner
+    from tether.runner.migrate import Move, Start
+    from tether.runner.world import World
+
+COLUMNS = ("volume", "device", "state", "job", "exit_code", "volume_id", "attachment_id")
+#: Exit codes after which what the other volumes of the server have is left as it is.
+BLOCKED, SIGNALLED = 4, (130, 143)
+
+
+class Migrate(Lister):
+    """What the parts of a hand-over share.
+
+    Attributes:
+        verb: how progress names what is done.
+    """
+
+    fields = COLUMNS
+    verb: str
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("server", metavar="SERVER", help="UUID or name of the server (libvirt domain)")
+        parser.add_argument("--to", required=True, metavar="HOST", help="the host that it moves to, by its host name")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        with self.world(f"req-{uuid.uuid4()}", connects=True) as world:
+            from tether.runner.jobs import Runner
+            from tether.runner.migrate import find_move
+
+            runner = Runner(world.tools, world.logbook)
+            try:
+                move = find_move(runner, parsed_args.server, parsed_args.to)
+                parts = self.parts(runner, move)
+            finally:
+                runner.close()
+            jobs = self.carry_out(world, move, parts)
+            rows = [self._row(world, job) for job in jobs]
+            self.conclude(move, jobs)
+        return COLUMNS, rows
+
+    def parts(self, runner: Runner, move: Move) -> list[tuple[str, Start]]:
+        """Return what this host has to do."""
+        raise NotImplementedError
+
+    def conclude(self, move: Move, jobs: list[Job]) -> None:
+        """Say what comes next."""
+
+    def carry_out(self, world: World, move: Move, parts: list[tuple[str, Start]]) -> list[Job]:
+        """Run the jobs one after another, up to the first that is not done."""
+        from tether.cli.work import carry_out
+
+        jobs: list[Job] = []
+        for volume_id, start in parts:
+            job = carry_out(self.app, world, f"{self.verb} {volume_id} · {move.server[1]}", start)
+            jobs.append(job)
+            if job.exit_code:
+                self.exit_code = job.exit_code
+                break
+        return jobs
+
+    def _row(self, world: World, job: Job) -> tuple[Any, ...]:
+        mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
+        end = world.tools.ledger.handovers.find(job.volume_id, job.server_id)
+        attachment_id = end.attachment_id if end and job.state == "prepared" else mapping and mapping.attachment_id
+        return (
+            job.volume_name,
+            mapping.target if mapping else "",
+            job.state,
+            job.id,
+            job.exit_code,
+            job.volume_id,
+            attachment_id or "",
+        )
+
+
+class PrepareMigration(Migrate):
+    """Get a host ready for a server that is to move to it: run this there.
+
+    Each of the server's volumes gets a second attachment in Cinder and is connected here, too; the server keeps what it
+    has. If one of them cannot be prepared, the others are released again (exit 3). The hosts share one ledger.
+    """
+
+    verb = "prepare"
+
+    def parts(self, runner: Runner, move: Move) -> list[tuple[str, Start]]:
+        from tether.runner.migrate import check_destination, preparations
+
+        check_destination(runner, move)
+        return preparations(move)
+
+    def carry_out(self, world: World, move: Move, parts: list[tuple[str, Start]]) -> list[Job]:
+        from tether.errors import TetherError
+
+        try:
+            jobs = super().carry_out(world, move, parts)
+        except TetherError:
+            self._take_back(world, move)
+            raise
+        if self.exit_code and self.exit_code not in {BLOCKED, *SIGNALLED, 1}:
+            self._take_back(world, move)
+        return jobs
+
+    def _take_back(self, world: World, move: Move) -> None:
+        """Release what was prepared: a server moves with all of its volumes, or not at all."""
+        from tether.cli.work import carry_out
+        from tether.runner.jobs import Runner
+        from tether.runner.migrate import find_move, releases
+
+        runner = Runner(world.tools, world.logbook)
+        try:
+            parts = releases(find_move(runner, move.server[0], move.to))
+        finally:
+            runner.close()
+        for volume_id, start in parts:
+            job = carry_out(self.app, world, f"release {volume_id} · {move.server[1]}", start)
+            if job.exit_code:
+                self.exit_code = job.exit_code
+                return
+
+    def conclude(self, move: Move, jobs: list[Job]) -> None:
+        if not self.exit_code:
+            self.app.say(
+                f"next: move the server (virsh migrate --live), then here: tether migrate complete {move.words}"
+            )
+
+
+class CompleteMigration(Migrate):
+    """Finish a hand-over once the server has moved: first on the host that it has moved to, then where it came from.
+
+    There its volumes become that host's; here they are disconnected, and their first attachments deleted. What a server
+    of this host still uses is not touched (exit 3).
+    """
+
+    verb = "complete"
+
+    def parts(self, runner: Runner, move: Move) -> list[tuple[str, Start]]:
+        from tether.runner.migrate import completions
+
+        return completions(move)
+
+    def conclude(self, move: Move, jobs: list[Job]) -> None:
+        if not jobs:
+            self.app.say(f"tether: nothing is left to be done on this host for server {move.server[1]}")
+        elif not self.exit_code and jobs[0].state == "attached":
+            self.app.say(f"next, on the host that it came from: tether migrate complete {move.words}")
+
+
+class AbortMigration(Migrate):
+    """Give a hand-over up before the server has moved: on the host that was prepared for it.
+
+    What was connected here is disconnected, and the second attachments are deleted; the server keeps what it has.
+    """
+
+    verb = "release"
+
+    def parts(self, runner: Runner, move: Move) -> list[tuple[str, Start]]:
+        from tether.runner.migrate import releases
+
+        return releases(move)
+
+    def conclude(self, move: Move, jobs: list[Job]) -> None:
+        if not jobs:
+            self.app.say(f"tether: nothing is prepared for server {move.server[1]}")
