@@ -11,6 +11,7 @@ from tether.adapters.cinder.model import Attachment
 from tether.adapters.guest.model import Definition, Disk, Scope, SecretUse
 from tether.audit.survey import Survey
 from tether.errors import NotFound
+from tether.persistence.handovers import Handover
 from tether.persistence.ledger import MappingRow
 from tether.tasks.guest import SECRET_KINDS
 from tether.tasks.run import Toolbox
@@ -82,6 +83,8 @@ def books_of(survey: Survey, volume_id: str, server_id: str = "") -> Books:
     server = survey.servers.get(server_id)
     listed = survey.cloud.volumes.get(volume_id) if survey.cloud else None
     kept = survey.ledger.connections.get(volume_id) if survey.ledger else None
+    rows = survey.ledger.handovers if survey.ledger else ()
+    ends = [row for row in rows if (row.volume_id, row.server_id) == (volume_id, server_id)]
     unknown = UNREAD if survey.guest is None or server_id in survey.guest.unread else {"server": "unknown"}
     live = persistent = unknown if server_id else {}
     if server is not None:
@@ -95,7 +98,7 @@ def books_of(survey: Survey, volume_id: str, server_id: str = "") -> Books:
         cinder=_volume(listed.volume.status if listed else None, survey.cloud.rows(volume_id))
         if survey.cloud
         else UNREAD,
-        ledger=_rows(survey.mapping_of.get((volume_id, server_id)), [kept.path] if kept else [])
+        ledger=_rows(survey.mapping_of.get((volume_id, server_id)), [kept.path] if kept else [], ends)
         if survey.ledger
         else UNREAD,
         host=_holdings(survey, volume_id) if survey.host else UNREAD,
@@ -130,14 +133,15 @@ def _ledger(tools: Toolbox, volume_id: str, server_id: str) -> dict[str, Any]:
     row = tools.ledger.mapping(volume_id, server_id)
     machine = tools.host.identity().machine_id
     devices = [item.path for item in tools.ledger.list_connections(machine) if item.volume_id == volume_id]
-    return _rows(row, devices)
+    end = tools.ledger.handovers.find(volume_id, server_id)
+    return _rows(row, devices, [end] if end else [])
 
 
-def _rows(row: MappingRow | None, devices: list[str]) -> dict[str, Any]:
+def _rows(row: MappingRow | None, devices: list[str], ends: Sequence[Handover]) -> dict[str, Any]:
     return {
         "mapping": "absent" if row is None else f"{row.state} as {row.target}",
         "devices": devices,
-    }
+    } | ({"hand-over": [f"{end.state}, to host {end.host}" for end in ends]} if ends else {})
 
 
 def _host(tools: Toolbox, volume_id: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class Kind(StrEnum):
     SERIAL_MISMATCH = "serial-mismatch"
     BLOCKED_JOB = "blocked-job"
     INTERRUPTED_JOB = "interrupted-job"
+    UNFINISHED_MIGRATION = "unfinished-migration"
     DISK_WITHOUT_ATTACHMENT = "disk-without-attachment"
     MISSING_DEVICE = "missing-device"
     STALE_CONNECTION = "stale-connection"

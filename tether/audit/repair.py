@@ -72,6 +72,7 @@ STAYS = {
     Kind.TWO_DISKS: "which of the two the guest writes to cannot be told from here, and a disk is not pulled from it",
     Kind.WRONG_DEVICE: "the guest may be writing to it: find out whose data that is before anything else",
     Kind.SERIAL_MISMATCH: "the serial of a disk cannot be changed while it is there: detach and attach it",
+    Kind.UNFINISHED_MIGRATION: "whether the server is to move is for you to say: tether migrate complete, or abort",
     Kind.PENDING_UNPLUG: "only the guest can answer it: detach the volume, or restart the guest",
 }
 

@@ -45,6 +45,12 @@ def settle(runner: Runner, job: Job, end: str, reason: str) -> Job:
             resource=f"job {job.id}",
             hint=f"settle the one that is blocked (tether job show {job.id}), then: tether job resume {job.id}",
         )
+    if job.kind.startswith("migrate-"):
+        raise ConflictError(
+            f"job {job.id} is a part of a migration, of which each host knows a part only",
+            resource=f"job {job.id}",
+            hint=f"take it up: tether job resume {job.id}",
+        )
     if runner.is_live(job):
         raise HeldError(
             f"job {job.id} is held by {job.runner}",

@@ -22,6 +22,7 @@ from tether.adapters.host.model import Holding, HostIdentity, HostSurvey
 from tether.adapters.host.probes import targets as targets_of
 from tether.audit.drift import Owner, Unread
 from tether.errors import ConfigError, TetherError
+from tether.persistence.handovers import Handover
 from tether.persistence.ledger import ConnectionRow, Job, MappingRow
 from tether.persistence.overview import jobs_about, jobs_of, jobs_since
 from tether.tasks.run import CONNECTION, Toolbox
@@ -57,16 +58,22 @@ class LedgerBook:
         connections: of this host, by volume.
         open_jobs: those that have not ended, of every host.
         jobs: of mappings, of open jobs and of attachments that no mapping knows; by id.
-        sealed: by the job of a mapping, how Cinder said that the volume is reached when it was attached.
+        sealed: by the job of a mapping, or of a hand-over's end, how Cinder said that the volume is reached from there.
         busy: volumes that a runner worked on, or Cinder changed, while the books were read: they are in motion.
     """
 
     mappings: tuple[MappingRow, ...]
+    handovers: tuple[Handover, ...]
     connections: Mapping[str, ConnectionRow]
     open_jobs: tuple[Job, ...]
     jobs: Mapping[str, Job]
     sealed: Mapping[str, Connection] = field(default_factory=dict)
     busy: frozenset[str] = frozenset()
+
+    @property
+    def ends(self) -> tuple[MappingRow | Handover, ...]:
+        """Mappings and the other ends of those that are being handed over: each is one host's."""
+        return *self.mappings, *self.handovers
 
 
 @dataclass(frozen=True)
@@ -297,12 +304,12 @@ class Survey:
         map that names no volume is known by what the device ledger says that the volume reports.
         """
         targets: dict[str, str] = {}
-        for mapping in self.ledger.mappings if self.ledger else ():
-            sealed = self.ledger.sealed.get(mapping.job_id) if self.ledger else None
-            if sealed is not None and self.is_here(mapping.machine_id):
+        for row in self.ledger.ends if self.ledger else ():
+            sealed = self.ledger.sealed.get(row.job_id) if self.ledger else None
+            if sealed is not None and self.is_here(row.machine_id):
                 iscsi = sealed.protocol in {"iscsi", "iser"}
                 names = {name for name, _lun in targets_of(sealed.data.open())} if iscsi else set()
-                targets |= dict.fromkeys(names, mapping.volume_id)
+                targets |= dict.fromkeys(names, row.volume_id)
         identities = {row.identity: row.volume_id for row in (self.ledger.connections.values() if self.ledger else ())}
         found: dict[str, list[Holding]] = defaultdict(list)
         for item in self.host.holdings if self.host else ():
@@ -327,7 +334,7 @@ class Survey:
                 for disk in definition.disks if definition else ():
                     names |= {disk.source, *UUID.findall(f"{disk.alias} {disk.serial} {disk.source}")}
         if self.ledger:
-            names |= {row.volume_id for row in self.ledger.mappings if self.is_here(row.machine_id)}
+            names |= {row.volume_id for row in self.ledger.ends if self.is_here(row.machine_id)}
             names |= {job.volume_id for job in self.ledger.open_jobs} | self.ledger.busy
         return frozenset(names - {""})
 
@@ -397,7 +404,7 @@ class _Reader:
     ) -> LedgerBook:
         """Read the ledger, once the other books have been read."""
         ledger, now = self._tools.ledger, self._tools.clock.time()
-        mappings = tuple(ledger.list_mappings())
+        mappings, handovers = tuple(ledger.list_mappings()), tuple(ledger.handovers.list())
         after = ledger.list_jobs(open_only=True, limit=None)
         known = {row.attachment_id for row in mappings} | {row.owner_mark for row in mappings}
         volumes = cloud.volumes.values() if cloud else ()
@@ -407,10 +414,11 @@ class _Reader:
         jobs |= {job.id: job for job in jobs_about(ledger, strange)}
         return LedgerBook(
             mappings=mappings,
+            handovers=handovers,
             connections={row.volume_id: row for row in ledger.list_connections(machine.machine_id)} if machine else {},
             open_jobs=tuple(after),
             jobs=jobs,
-            sealed=self._sealed({row.job_id for row in mappings}),
+            sealed=self._sealed({row.job_id for row in mappings} | {row.job_id for row in handovers}),
             busy=frozenset(
                 _moving(before, after, at, now)
                 | {job.volume_id for job in jobs_since(ledger, at)}

@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from tether.persistence.ledger import Job
     from tether.runner.jobs import Runner
     from tether.runner.migrate import Move, Start
+    from tether.runner.requests import Accepted
     from tether.runner.world import World
 
 COLUMNS = ("volume", "device", "state", "job", "exit_code", "volume_id", "attachment_id")
-#: Exit codes after which what the other volumes of the server have is left as it is.
-BLOCKED, SIGNALLED = 4, (130, 143)
 
 
 class Migrate(Lister):
@@ -24,10 +23,14 @@ class Migrate(Lister):
 
     Attributes:
         verb: how progress names what is done.
+        refused: the last part was not begun.
+        done: the jobs of those before it.
     """
 
     fields = COLUMNS
     verb: str
+    refused = False
+    done: list[Job]
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -62,14 +65,21 @@ class Migrate(Lister):
         """Run the jobs one after another, up to the first that is not done."""
         from tether.cli.work import carry_out
 
-        jobs: list[Job] = []
+        self.done = []
         for volume_id, start in parts:
-            job = carry_out(self.app, world, f"{self.verb} {volume_id} · {move.server[1]}", start)
-            jobs.append(job)
+            self.refused = True
+
+            def begin(runner: Runner, start: Start = start) -> Accepted:
+                accepted = start(runner)
+                self.refused = False
+                return accepted
+
+            job = carry_out(self.app, world, f"{self.verb} {volume_id} · {move.server[1]}", begin)
+            self.done.append(job)
             if job.exit_code:
                 self.exit_code = job.exit_code
                 break
-        return jobs
+        return self.done
 
     def _row(self, world: World, job: Job) -> tuple[Any, ...]:
         mapping = world.tools.ledger.mapping(job.volume_id, job.server_id)
@@ -107,28 +117,33 @@ class PrepareMigration(Migrate):
         try:
             jobs = super().carry_out(world, move, parts)
         except TetherError:
-            self._take_back(world, move)
+            # What was refused has left nothing. What was begun is another runner's by now, or is to be resumed.
+            if self.refused:
+                self._take_back(world, move)
             raise
-        if self.exit_code and self.exit_code not in {BLOCKED, *SIGNALLED, 1}:
+        if jobs and jobs[-1].state == "rolled-back":
             self._take_back(world, move)
         return jobs
 
     def _take_back(self, world: World, move: Move) -> None:
-        """Release what was prepared: a server moves with all of its volumes, or not at all."""
-        from tether.cli.work import carry_out
+        """Release what this command has prepared: a server moves with all of its volumes, or not at all."""
+        from dataclasses import replace
+
         from tether.runner.jobs import Runner
         from tether.runner.migrate import find_move, releases
 
-        runner = Runner(world.tools, world.logbook)
+        own = {job.id for job in self.done}
+        if not any(row.job_id in own for row in world.tools.ledger.handovers.list(server_id=move.server[0])):
+            return
+        code, runner = self.exit_code, Runner(world.tools, world.logbook)
         try:
-            parts = releases(find_move(runner, move.server[0], move.to))
+            now = find_move(runner, move.server[0], move.to)
         finally:
             runner.close()
-        for volume_id, start in parts:
-            job = carry_out(self.app, world, f"release {volume_id} · {move.server[1]}", start)
-            if job.exit_code:
-                self.exit_code = job.exit_code
-                return
+        now = replace(now, handovers=tuple(row for row in now.handovers if row.job_id in own))
+        self.verb = "release"
+        super().carry_out(world, move, releases(now))
+        self.exit_code = max(code, self.exit_code)  # one that is blocked (4) says more than one that is not done (3)
 
     def conclude(self, move: Move, jobs: list[Job]) -> None:
         if not self.exit_code:

@@ -15,15 +15,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tether import faults
 from tether.matrix import judge
-from tether.matrix.journeys import BOTH, PLAIN, RESUME, Variant
-from tether.matrix.wrecks import WRECKS
+from tether.matrix.journeys import BESIDE, BOTH, PLAIN, RESUME, Variant
+from tether.matrix.wrecks import WRECKS, arrived
 from tether.persistence import owner
+from tether.sim.world import create
 
 #: Runs one command line and returns its exit code.
 Program = Callable[[list[str]], int]
@@ -71,17 +72,24 @@ class Recipe:
         of: the kind of world that it was before; empty for a new one.
         words: the command that makes it, for a variant.
         wreck: what somebody else has done to it.
+        host: on which the command runs.
     """
 
     of: str
     words: Callable[[Variant], Sequence[str]] = lambda _variant: ()
     wreck: Callable[[Path, str], None] | None = None
+    host: str = ""
 
 
 def _lose_keys(world: Path, _volume_id: str) -> None:
     (world / "keys").unlink()
 
 
+def _pair(world: Path, _volume_id: str) -> None:
+    create(world / BESIDE, world)
+
+
+#: The worlds that cases begin or end with; those of a second host are in :data:`BESIDE` below the first one.
 RECIPES = {
     "bare": Recipe(""),
     "fresh": Recipe("bare", lambda _variant: ("job", "list")),
@@ -92,6 +100,11 @@ RECIPES = {
     "forgotten": Recipe("keyless", lambda _variant: ("key", "forget")),
     "extended": Recipe("attached", lambda variant: ("extend", variant.volume, "2")),
     "adopted": Recipe("by-hand", lambda variant: ("adopt", variant.volume, variant.server)),
+    "paired": Recipe("attached", wreck=_pair),
+    "prepared": Recipe("paired", lambda variant: variant.migrate("prepare"), host=BESIDE),
+    "arrived": Recipe("prepared", wreck=arrived),
+    "taken": Recipe("arrived", lambda variant: variant.migrate("complete"), host=BESIDE),
+    "moved": Recipe("taken", lambda variant: variant.migrate("complete")),
     **{kind: Recipe("attached", wreck=wreck) for kind, wreck in WRECKS.items()},
 }
 
@@ -131,12 +144,12 @@ class Bench:
         recipe = RECIPES[kind]
         making = self.directory / f"making-{kind}-{variant.name}-{os.getpid()}"
         if recipe.of:
-            shutil.copytree(self.start(recipe.of, variant), making)
+            shutil.copytree(self.start(recipe.of, variant), making, symlinks=True)
         if recipe.wreck is not None:
             recipe.wreck(making, volume_id(making, variant.volume))
         else:
             words = ("sim", "create", str(making)) if not recipe.of else recipe.words(variant)
-            done = World(self, making, variant).run(words)
+            done = World(self, making, replace(variant, host=recipe.host)).run(words)
             if done.code != 0:
                 raise RuntimeError(f"no world to begin with: {done.said}")
         with contextlib.suppress(OSError):  # another process was quicker
@@ -147,7 +160,7 @@ class Bench:
     def world(self, name: str, kind: str, variant: Variant) -> World:
         """Return a new world like that one."""
         place = self.directory / name
-        shutil.copytree(self.start(kind, variant), place)
+        shutil.copytree(self.start(kind, variant), place, symlinks=True)
         return World(self, place, variant)
 
     def books(self, kind: str, variant: Variant) -> dict[str, Any]:
@@ -220,7 +233,7 @@ class World:
         config.write_text(
             PACE.format(data_path=self.variant.data_path, owner_mark=self.variant.owner_mark, lease_ttl=self.lease)
         )
-        world = [] if words[:2] == ("sim", "create") else ["--sim", str(self.directory)]
+        world = [] if words[:2] == ("sim", "create") else ["--sim", str(self.directory / self.variant.host)]
         return ["--config-file", str(config), *world]
 
     @property
@@ -303,7 +316,7 @@ class World:
     def settle(self) -> None:
         """Let everything happen that was to happen late."""
         due = [0.0]
-        for path in self.directory.glob("**/*.json"):
+        for path in filter(Path.exists, self.directory.glob("**/*.json")):  # one that hosts share may not be there yet
             book = json.loads(path.read_text())
             for key in ("late", "pending"):
                 found = book.get(key) or []

@@ -15,6 +15,8 @@ ABORT = ("job", "abort", "--last")
 #: Two volumes as one.
 BOTH = ("attach", "--all", "vol1", "vol2", "guest1")
 CONSENT = ("--force", "--accept-lost-writes")
+#: The directory of a second host, in that of the first.
+BESIDE = "beside"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Variant:
         data_path: the setting; ``owner_mark`` too.
         force: it is detached by force.
         several: two volumes are attached as one; which of them the host calls what is chance.
+        host: on which its commands run: empty for the first, or :data:`BESIDE`.
     """
 
     name: str = ""
@@ -36,6 +39,7 @@ class Variant:
     owner_mark: str = "auto"
     force: bool = False
     several: bool = False
+    host: str = ""
 
     def flow(self, kind: str) -> str:
         """Return the name of a kind of job in this case."""
@@ -55,6 +59,10 @@ class Variant:
     def attach(self) -> tuple[str, ...]:
         """The command that attaches."""
         return ("attach", self.volume, self.server, "--dialect", self.dialect)
+
+    def migrate(self, part: str) -> tuple[str, ...]:
+        """Return the command that does a part of the server's move to the second host."""
+        return ("migrate", part, self.server, "--to", f"sim-{BESIDE}")
 
     @property
     def detach(self) -> tuple[str, ...]:
@@ -107,8 +115,7 @@ class Journey:
     Args:
         flow: what is broken: ``attach``, ``detach-legacy``, ``key rotate``, ….
         phase: *execute*, *resume*, *compensate* or *abort*.
-        start: the world that it begins in: ``bare`` (no database yet), ``fresh``, ``attached``, ``used`` (attached and
-            detached), ``keyless`` (attached, and the keys are lost), or one of :data:`tether.matrix.wrecks.WRECKS`.
+        start: the world that it begins in: one of :data:`tether.matrix.bench.RECIPES`.
         done: the world that it ends in if nothing is rolled back.
         broken: the command in which a fault is to come.
         before: commands that were interrupted before.
@@ -196,7 +203,26 @@ def flows() -> Iterator[Flow]:
     for variant in (PLAIN, ENCRYPTED, NETWORK):
         steps = "extend-volume - check-extendable.act.before"
         yield _flow("extend", variant, ("extend", variant.volume, "2"), "attached extended", steps)
+    yield from _moves()
     yield from _repairs()
+
+
+def _moves() -> Iterator[Flow]:
+    """Yield the parts of a server's move to the host beside: there, and in the end where it came from."""
+    for case, last in ((PLAIN, "connect-host"), (ENCRYPTED, "open-encryption"), (NETWORK, "define-secret")):
+        variant = replace(case, host=BESIDE)
+        steps = f"create-handover {last} finish-handover.act.after"
+        yield _flow("migrate-prepare", variant, variant.migrate("prepare"), "paired prepared", steps)
+        steps = "undefine-secret - check-left.act.before"
+        yield _flow("migrate-release", variant, variant.migrate("abort"), "prepared paired", steps)
+    there = replace(PLAIN, host=BESIDE)
+    yield _flow(
+        "migrate-complete", there, there.migrate("complete"), "arrived taken", "take-mapping - check-arrived.act.before"
+    )
+    left = Variant("left")
+    yield _flow(
+        "migrate-release", left, left.migrate("complete"), "taken moved", "undefine-secret - check-left.act.before"
+    )
 
 
 def _repairs() -> Iterator[Flow]:

@@ -22,13 +22,19 @@ def snapshot(world: Path) -> dict[str, Any]:
     Ids that differ from run to run (attachments, jobs, owner marks) are replaced by what they stand for. Left out:
     job history, times, soft-deleted rows, Cinder's admin metadata.
     """
-    cinder, guests = _json(world / "cinder.json"), sorted((world / "guests").iterdir())
+    cinder = _json(world / "cinder.json")
+    books = {"cinder": _cinder(cinder), "ledger": _ledger(world / "tether.sqlite"), **_machine(world, cinder)}
+    beside = world / "beside"
+    return books | ({"beside": _machine(beside, cinder)} if beside.exists() else {})
+
+
+def _machine(place: Path, cinder: dict[str, Any]) -> dict[str, Any]:
+    """Return the books of one host."""
+    guests = sorted((place / "guests").iterdir())
     return {
-        "cinder": _cinder(cinder),
-        "ledger": _ledger(world / "tether.sqlite"),
-        "host": _host(_json(world / "host.json")),
+        "host": _host(_json(place / "host.json")),
         "guests": {path.name: _guest(path, cinder["volumes"]) for path in guests if path.is_dir()},
-        "secrets": sorted(_json(world / "guests" / "secrets.json").get("secrets", {})),
+        "secrets": sorted(_json(place / "guests" / "secrets.json").get("secrets", {})),
     }
 
 
@@ -56,9 +62,13 @@ def danger(books: dict[str, Any]) -> list[str]:
     Args:
         books: a snapshot.
     """
+    return [line for host in (books, books.get("beside")) if host for line in _danger(books, host)]
+
+
+def _danger(books: dict[str, Any], host: dict[str, Any]) -> list[str]:
     lines = []
-    texts = json.dumps(books["guests"])
-    links = books["host"]["links"]
+    texts = json.dumps(host["guests"])
+    links = host["host"]["links"]
     for name, volume in books["cinder"].items():
         used = volume["id"] in texts
         if used and volume["status"] == "available":
@@ -67,6 +77,8 @@ def danger(books: dict[str, Any]) -> list[str]:
             lines.append(f"a guest has {name}, which is not exported")
         if volume["id"] in links and not volume["exported"]:
             lines.append(f"this host has a device of {name}, which is not exported")
+        if f'/volumes/{volume["id"]}"' in texts.replace("'", '"') and "beside" in books and volume["id"] not in links:
+            lines.append(f"a guest has {name}, and its host has no device of it")
     return lines
 
 
@@ -117,21 +129,27 @@ def _cinder(book: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ledger(path: Path) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"mappings": [], "connections": [], "leases": [], "secrets": []}
+    nothing: dict[str, Any] = {"mappings": [], "handovers": [], "connections": [], "leases": [], "secrets": []}
     if not path.exists():
         return nothing
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
         if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'tether_mappings'").fetchall():
             return nothing
-        columns = "volume_id, server_id, state, target, bus, address, mode, dialect, data_path, pending_unplug"
+        columns = (
+            "volume_id, server_id, state, target, bus, address, mode, dialect, data_path, machine_id, pending_unplug"
+        )
         return {
             "mappings": connection.execute(f"SELECT {columns} FROM tether_mappings ORDER BY 1, 2").fetchall(),
+            "handovers": connection.execute(
+                "SELECT volume_id, server_id, state, host, machine_id FROM tether_handovers ORDER BY 1, 2"
+            ).fetchall(),
             "connections": connection.execute(
                 "SELECT machine_id, volume_id, identity, path FROM tether_connections ORDER BY 1, 2"
             ).fetchall(),
             "leases": connection.execute("SELECT name FROM tether_leases").fetchall(),
             "secrets": connection.execute(
-                "SELECT name, EXISTS (SELECT 1 FROM tether_mappings m WHERE m.job_id = s.job_id), count(*)"
+                "SELECT name, EXISTS (SELECT 1 FROM tether_mappings m WHERE m.job_id = s.job_id)"
+                " + 2 * EXISTS (SELECT 1 FROM tether_handovers h WHERE h.job_id = s.job_id), count(*)"
                 " FROM tether_secrets s WHERE job_id != '' GROUP BY 1, 2 ORDER BY 1, 2"
             ).fetchall(),
         }

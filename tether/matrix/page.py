@@ -19,7 +19,7 @@ LOOKS = {
     "done": ("✓", "done: attached, detached, or carried out at the second time"),
     "nothing": ("○", "nothing was begun"),
 }
-_ENDS = {"attached": "done", "detached": "done", "repeated": "done"}
+_ENDS = dict.fromkeys(("attached", "detached", "prepared", "released", "repeated"), "done")
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>tether: the fault matrix</title>

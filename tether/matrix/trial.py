@@ -19,7 +19,7 @@ from tether.matrix.bench import SHORT_LEASE, Bench, Child, Outcome, World
 from tether.matrix.journeys import ABORT, KILLED, RESUME, Journey
 
 #: How the newest job may end.
-ENDS = {"attached": 0, "detached": 0, "rolled-back": 3, "blocked": 4}
+ENDS = {"attached": 0, "detached": 0, "prepared": 0, "released": 0, "rolled-back": 3, "blocked": 4}
 CONFLICT = 2
 #: After these what was done is there to be found.
 FOUND = ("kill", "stop", "lost-reply", "late", "cut-off", "kill-helper", "disk-full", "database-gone", "clock-jump")

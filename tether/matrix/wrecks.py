@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tether.matrix.journeys import BESIDE
 from tether.matrix.judge import MARKS
 
 SCOPES = ("live", "persistent")
@@ -109,6 +110,16 @@ def stray(world: Path, volume_id: str) -> None:
         (job,) = database.execute("SELECT job_id FROM tether_mappings WHERE volume_id = ?", (volume_id,)).fetchone()
         database.execute("DELETE FROM tether_mappings WHERE job_id = ?", (job,))
         database.execute("DELETE FROM tether_secrets WHERE job_id = ? AND name = 'connection'", (job,))
+
+
+def arrived(world: Path, volume_id: str) -> None:
+    """``virsh migrate --live --undefinesource`` to the host beside."""
+    for guest in [path for path in (world / "guests").iterdir() if path.is_dir() and _has_disk(path, volume_id)]:
+        guest.rename(world / BESIDE / "guests" / guest.name)
+
+
+def _has_disk(guest: Path, volume_id: str) -> bool:
+    return any(volume_id in path.read_text() for path in guest.glob("*.xml"))
 
 
 def dead(world: Path, _volume_id: str) -> None:

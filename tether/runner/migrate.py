@@ -95,13 +95,13 @@ Start = Callable[[Runner], Accepted]
 
 def preparations(move: Move) -> list[tuple[str, Start]]:
     """Return the jobs by which this host gets ready, each by its volume's id."""
-    ends = {row.volume_id: row for row in move.handovers}
-    return [(row.volume_id, _preparation(move, row, ends.get(row.volume_id))) for row in move.mappings]
+    return [(row.volume_id, _preparation(move, row)) for row in move.mappings]
 
 
-def _preparation(move: Move, mapping: MappingRow, end: Handover | None) -> Start:
+def _preparation(move: Move, mapping: MappingRow) -> Start:
     def start(runner: Runner) -> Accepted:
         ledger = runner.tools.ledger
+        end = ledger.handovers.find(mapping.volume_id, mapping.server_id)
         if end is not None and end.state is End.INCOMING:
             return Accepted(ledger.job(end.job_id), new=False)
         if end is not None and end.state is End.OUTGOING:

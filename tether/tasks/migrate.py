@@ -151,10 +151,11 @@ class SecondAttachment(Step):
     """Create the second attachment, and export the volume to this host with it.
 
     Effect: POST /attachments with this host's connector, in the name of the first one's owner: Cinder refuses to update
-    an attachment while another of a plain volume is connected. Key: the owner; the row beside the mapping's own.
+    an attachment while another of a plain volume is connected. Key: the owner; the row beside the mapping's own. May be
+    repeated once the call before is over.
     Compensation: delete the row, which terminates. One that Cinder left *reserved* may have been exported all the
     same, and its deletion would ask no backend: the connection to this host is terminated before it.
-    Uncertain: timeout, 5xx, lost connection: list; not exported once the settle time is over means not done.
+    Uncertain: timeout, 5xx, lost connection: wait until it can no longer be carried out, list, repeat.
     Crash windows: before the call; inside it; after it, before its result is stored.
     """
 
@@ -162,10 +163,17 @@ class SecondAttachment(Step):
     gives = "attachment_id"
     book = "cinder"
     on_targets = True
+    repeatable = True
 
     def act(self, connector: dict[str, object]) -> str:
+        if self.in_doubt:
+            # A second row for this host could not be taken away again without cutting the connection of the first.
+            self.run.wait_quiet(self.book)
+        found = self.look(connector)
+        if found is not None:
+            return found
         mapping = self.run.mapping()
-        for row in second_rows(self.run, mapping):  # of a call that was cut off, and is over by now
+        for row in second_rows(self.run, mapping):  # Cinder has lost how it is reached, and refuses an update
             delete_until_gone(self.run, row.id)
         return self.tools.cinder.create_attachment(
             self.job.volume_id, owner=mapping.owner_mark, mode=mapping.mode, connector=with_mode(self.run, connector)
@@ -174,7 +182,8 @@ class SecondAttachment(Step):
     def look(self, connector: dict[str, object]) -> str | None:
         del connector
         rows = second_rows(self.run, self.run.mapping())
-        return next((row.id for row in rows if row.status in {"attaching", "attached"}), None)
+        connected = (row.id for row in rows if self.tools.cinder.show_attachment(row.id).connection is not None)
+        return next(connected, None)
 
     def undo(self, connector: dict[str, object]) -> None:
         # An export that comes late must find its attachment: nobody tears down what comes after the deletion.

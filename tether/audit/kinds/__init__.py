@@ -27,6 +27,7 @@ FINDERS: tuple[Callable[[Survey], Iterable[Drift]], ...] = (
     cinder.mapping_without_anything,
     cinder.stale_connection,
     jobs.left,
+    jobs.unfinished_migration,
 )
 
 
