@@ -17,9 +17,8 @@ from pathlib import Path
 from tests.crash.world import DONE, KILLED, SimWorld
 from tests.tree import ROOT
 from tether.flows.registry import CURRENT, parts
-from tether.matrix.bench import volume_id
-from tether.matrix.journeys import Flow, flows
-from tether.matrix.wrecks import WRECKS
+from tether.matrix.bench import RECIPES, volume_id
+from tether.matrix.journeys import Flow, Variant, flows
 from tether.persistence import schema
 from tether.persistence.params import Params
 
@@ -81,13 +80,18 @@ def own(sim: SimWorld, machine_id: str, boot_id: str) -> None:
 
 def begin(directory: Path, flow: Flow) -> SimWorld:
     """Make the world in which a flow begins."""
-    sim = SimWorld(directory / "world", flow.variant.data_path)
-    assert sim.tether("job", "list").code == DONE
-    if flow.start != FRESH:
-        assert sim.tether(*flow.variant.attach).code == DONE
-    if flow.start in WRECKS:
-        WRECKS[flow.start](sim.directory, volume_id(sim.directory, flow.variant.volume))
-    return sim
+    _make(directory / "world", flow.start, flow.variant)
+    return SimWorld(directory / "world", flow.variant.data_path, flow.variant.host)
+
+
+def _make(world: Path, kind: str, variant: Variant) -> None:
+    recipe = RECIPES[kind]
+    if kind != FRESH:
+        _make(world, recipe.of, variant)
+    if recipe.wreck is not None:
+        recipe.wreck(world, volume_id(world, variant.volume))
+    else:
+        assert SimWorld(world, variant.data_path, recipe.host).tether(*recipe.words(variant)).code == DONE
 
 
 def record(file: Path, kind: str) -> int:

@@ -89,10 +89,15 @@ class Running:
 
 
 class SimWorld:
-    """One embedded world in a directory."""
+    """One embedded world in a directory.
 
-    def __init__(self, directory: Path, data_path: str = "host") -> None:
+    Args:
+        host: on which the commands run: empty, or the directory of a second host below that of the first.
+    """
+
+    def __init__(self, directory: Path, data_path: str = "host", host: str = "") -> None:
         self.directory = directory
+        self.host = host
         self._runs = 0
         self._config = directory.parent / f"{directory.name}.conf"
         self._config.write_text(PACE.format(data_path=data_path))
@@ -113,7 +118,9 @@ class SimWorld:
                     sys.stdout, sys.stderr = stdout, stderr
                     from tether.cli.main import main
 
-                    code = main(["--config-file", config or str(self._config), "--sim", str(self.directory), *words])
+                    code = main(
+                        ["--config-file", config or str(self._config), "--sim", str(self.directory / self.host), *words]
+                    )
             finally:
                 os._exit(code)
         return Running(pid, out, err)

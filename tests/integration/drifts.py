@@ -203,6 +203,22 @@ def blocked_job(sim: SimWorld) -> Expected:
     return Expected(Kind.BLOCKED_JOB, volume, "guest1")
 
 
+def unfinished_migration(sim: SimWorld) -> Expected:
+    volume = attached(sim, "unfinished-migration")
+    with book(sim, "cinder") as cinder:
+        (first,) = (dict(found) for found in cinder["attachments"].values() if found["volume_id"] == volume)
+    second = {name: first[name] for name in ("connection_info", "connector")}
+    attachment = row(sim, volume, "attached", first["instance_uuid"], **second)
+    execute(
+        sim,
+        "INSERT INTO tether_handovers VALUES (?, ?, 'gone', 'incoming', 'host2', 'elsewhere', ?, 1, 1)",
+        volume,
+        GUEST1,
+        attachment,
+    )
+    return Expected(Kind.UNFINISHED_MIGRATION, volume, "guest1")
+
+
 def disk_without_attachment(sim: SimWorld) -> Expected:
     volume = attached(sim, "disk-without-attachment")
     wrecks.lost(sim.directory, volume)
@@ -339,6 +355,7 @@ DRIFTS: dict[Kind, Callable[[SimWorld], Expected]] = {
     Kind.SERIAL_MISMATCH: serial_mismatch,
     Kind.BLOCKED_JOB: blocked_job,
     Kind.INTERRUPTED_JOB: interrupted_job,
+    Kind.UNFINISHED_MIGRATION: unfinished_migration,
     Kind.DISK_WITHOUT_ATTACHMENT: disk_without_attachment,
     Kind.MISSING_DEVICE: missing_device,
     Kind.STALE_CONNECTION: stale_connection,

@@ -37,6 +37,7 @@ READS = {"read-volume", "read-server", "read-connector"}
 BESIDE = {
     "attach": READS,
     "adopt": READS,
+    "migrate-prepare": {"read-volume", "read-connector"},
     "repair-connect": {"read-volume", "read-connector"},
     "repair-attach": {"read-connector", "read-attachment"},
 }

@@ -167,5 +167,6 @@ def test_every_step_that_moves_a_device_of_this_host_holds_it() -> None:
         "reexport-volume",
         "release-attachment",
         "release-attachment-legacy",
+        "second-attachment",
         "unplug-persistent",
     }

@@ -60,6 +60,14 @@ def _cinder(case: Case) -> dict[str, tuple[str, ...]]:
         ),
         "clear-rows": (f"DELETE /attachments/{case.attachment}",),
         "check-adoptable": (f"GET {volume}", f"GET /attachments/{case.attachment}"),
+        "check-movable": (f"GET /attachments?volume_id={case.volume_id}",),
+        "second-attachment": (
+            (
+                f'POST /attachments {{"attachment": {{"volume_uuid": "{case.volume_id}", "instance_uuid": "<the first'
+                f" one's>\", {CONNECTOR[1:-1]}{mode}}}}}"
+            ),
+        ),
+        "read-export": (f"GET /attachments/{case.attachment}",),
         "reserve-volume": (f'POST /attachments {{"attachment": {{"volume_uuid": "{case.volume_id}"{owner}{mode}}}}}',),
         "export-volume": (f"PUT /attachments/{case.attachment} {CONNECTOR}",),
         "complete-attachment": (f'POST /attachments/{case.attachment}/action {{"os-complete": …}}',),
@@ -111,6 +119,8 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
         "resize-guest": (f"virsh blockresize {case.server} {case.target} <bytes>B",) if case.live else (),
         "check-half": read,
         "check-unused": ("virsh dumpxml of every domain",),
+        "check-arrived": ("virsh dumpxml of every domain",),
+        "check-left": ("virsh dumpxml of every domain",),
         "check-stray": ("virsh dumpxml of every domain",),
         "plug-half": plug("live or --config, whichever lacks it"),
         "renew-secret": chap,
@@ -156,6 +166,10 @@ def _ledger(case: Case) -> dict[str, tuple[str, ...]]:
     return {
         "attach-all": ("INSERT INTO tether_jobs (an attach for each volume)",),
         "create-mapping": (f"INSERT INTO tether_mappings ({row})",),
+        "create-handover": (f"INSERT INTO tether_handovers ({row}: preparing)",),
+        "finish-handover": (f"UPDATE tether_handovers ({row}: incoming)",),
+        "take-mapping": (f"UPDATE tether_mappings, tether_handovers ({row}: they change places)",),
+        "forget-handover": (f"DELETE FROM tether_handovers ({row})",),  # noqa: S608 - words to show, never run
         "adopt-mapping": (f"INSERT INTO tether_mappings ({row})",),
         "claim-mapping": (f"UPDATE tether_mappings ({row}: its job)",),
         "finish-repair": ("DELETE FROM tether_secrets (of the former job)",),

@@ -316,7 +316,7 @@ class World:
     def settle(self) -> None:
         """Let everything happen that was to happen late."""
         due = [0.0]
-        for path in filter(Path.exists, self.directory.glob("**/*.json")):  # one that hosts share may not be there yet
+        for path in self.directory.glob("**/*.json"):
             book = json.loads(path.read_text())
             for key in ("late", "pending"):
                 found = book.get(key) or []

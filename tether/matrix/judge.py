@@ -133,7 +133,8 @@ def _ledger(path: Path) -> dict[str, Any]:
     if not path.exists():
         return nothing
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
-        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'tether_mappings'").fetchall():
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if "tether_handovers" not in tables:  # empty, or of an earlier release
             return nothing
         columns = (
             "volume_id, server_id, state, target, bus, address, mode, dialect, data_path, machine_id, pending_unplug"

@@ -77,6 +77,8 @@ def create(directory: Path, beside: Path | None = None) -> Store:
             seed_cinder(store)
             seed_host(store)
             seed_guests(store)
+            with store.change("headers"):
+                pass  # hosts beside this one link to it
         else:
             for name in SHARED:
                 (directory / name).symlink_to(os.path.relpath(beside.resolve() / name, directory.resolve()))
