@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tether.cli.base import Lister
+from tether.cli.base import Command, Lister
 
 if TYPE_CHECKING:
     from tether.persistence.ledger import Job
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from tether.runner.world import World
 
 COLUMNS = ("volume", "device", "state", "job", "exit_code", "volume_id", "attachment_id")
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("server", metavar="SERVER", help="UUID or name of the server (libvirt domain)")
+    parser.add_argument("--to", required=True, metavar="HOST", help="the host that it moves to, by its host name")
 
 
 class Migrate(Lister):
@@ -34,8 +40,7 @@ class Migrate(Lister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument("server", metavar="SERVER", help="UUID or name of the server (libvirt domain)")
-        parser.add_argument("--to", required=True, metavar="HOST", help="the host that it moves to, by its host name")
+        _add_words(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -147,9 +152,54 @@ class PrepareMigration(Migrate):
 
     def conclude(self, move: Move, jobs: list[Job]) -> None:
         if not self.exit_code:
+            xml = " with what tether migrate xml makes of its XML there" if self._by_network(jobs) else ""
             self.app.say(
-                f"next: move the server (virsh migrate --live), then here: tether migrate complete {move.words}"
+                f"next: move the server (virsh migrate --live){xml}, then here: tether migrate complete {move.words}"
             )
+
+    @staticmethod
+    def _by_network(jobs: list[Job]) -> bool:
+        return any(job.params.data_path == "network" for job in jobs)
+
+
+class MigrationXml(Command):
+    """Print a server's XML as it is on the host that is prepared for it, for virsh migrate --xml: run this where it is.
+
+    Disks that QEMU connects by itself open another connection there, in that host's name; they are found by their
+    serials. All other disks are the same on every host, and so is the XML.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        _add_words(parser)
+        parser.add_argument(
+            "--file", default="-", metavar="FILE", help="what virsh dumpxml --migratable SERVER prints; default: stdin"
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        domain = self._read(parsed_args.file)
+        with self.world(f"req-{uuid.uuid4()}") as world:
+            from tether.adapters.guest.disk import rehome
+            from tether.runner.jobs import Runner
+            from tether.runner.migrate import disks_there, find_move
+
+            runner = Runner(world.tools, world.logbook)
+            try:
+                specs = disks_there(world.tools, find_move(runner, parsed_args.server, parsed_args.to))
+            finally:
+                runner.close()
+        self.app.stdout.write(rehome(domain, specs) + "\n")
+
+    def _read(self, name: str) -> str:
+        from tether.errors import UsageError
+
+        try:
+            return self.app.stdin.read() if name == "-" else Path(name).read_text()
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{name} cannot be read: {error}", hint="give what virsh dumpxml --migratable SERVER prints"
+            ) from error
 
 
 class CompleteMigration(Migrate):

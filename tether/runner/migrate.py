@@ -9,11 +9,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tether.errors import ConflictError, NotFound, TetherError, UsageError
+from tether.adapters.guest.disk import DiskSpec, reaches_by_network, spec_for
+from tether.adapters.guest.slots import Slot
+from tether.errors import ConflictError, FinalError, NotFound, TetherError, UsageError
 from tether.persistence.handovers import End, Handover
 from tether.persistence.ledger import Job, MappingRow
 from tether.runner.jobs import Runner
 from tether.runner.requests import Accepted, detach_params, held, new_job, store
+from tether.tasks.run import Toolbox
 
 PREPARE, COMPLETE, RELEASE = "migrate-prepare", "migrate-complete", "migrate-release"
 
@@ -116,6 +119,49 @@ def _preparation(move: Move, mapping: MappingRow) -> Start:
         return store(runner, job, lambda holder: _join(runner, holder, PREPARE))
 
     return start
+
+
+def disks_there(tools: Toolbox, move: Move) -> list[DiskSpec]:
+    """Return the disks whose XML is another on the host that the server moves to: those that QEMU connects by itself.
+
+    The others open tether's link, which has one name on every host.
+
+    Raises:
+        ConflictError: the host is not prepared for one of the volumes, or has the server already.
+        FinalError: Cinder has lost how a volume is reached from there.
+    """
+    ends = {row.volume_id: row for row in move.handovers}
+    specs = []
+    for mapping in move.mappings:
+        end = ends.get(mapping.volume_id)
+        if end is None or end.state is not End.INCOMING:
+            raise ConflictError(
+                f"host {move.to} is not prepared for volume {mapping.volume_id} of server {move.server[1]}",
+                resource=f"volume {mapping.volume_id}",
+                hint=f"first there: tether migrate prepare {move.words}",
+            )
+        connection = tools.cinder.show_attachment(end.attachment_id).connection
+        if connection is None:
+            raise FinalError(
+                f"Cinder has lost how volume {mapping.volume_id} is reached from host {move.to}",
+                resource=f"volume {mapping.volume_id}",
+                hint=f"there: tether migrate abort {move.words}; then prepare it again",
+            )
+        if reaches_by_network(connection, mapping.data_path):
+            specs.append(
+                spec_for(
+                    tools.cinder.show_volume(mapping.volume_id),
+                    connection,
+                    slot=Slot(mapping.target, mapping.bus, dict(mapping.address)),
+                    device=None,
+                    mode=mapping.mode,
+                    settings=tools.settings,
+                    initiator=tools.ledger.job(end.job_id).place.initiator,
+                    encryption=tools.cinder.show_encryption(mapping.volume_id) if mapping.encrypted else None,
+                    data_path=mapping.data_path,
+                )
+            )
+    return specs
 
 
 def completions(move: Move) -> list[tuple[str, Start]]:

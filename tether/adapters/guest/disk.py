@@ -6,8 +6,9 @@ Sources: Nova's ``virt/libvirt/volume/volume.py`` (serial, iotune, readonly, sha
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -15,9 +16,9 @@ from xml.etree import ElementTree as ET
 from tether.adapters.cinder.model import ACCESS_MODES, Connection, Encryption, Volume
 from tether.adapters.guest.model import alias_of
 from tether.adapters.guest.slots import Slot
-from tether.adapters.guest.xml import iscsi_source
+from tether.adapters.guest.xml import iscsi_source, parse_element
 from tether.adapters.host.model import Device
-from tether.errors import FinalError
+from tether.errors import FinalError, UsageError
 from tether.sealed import Sealed
 from tether.settings import Settings
 
@@ -31,6 +32,8 @@ ISCSI_PORT = "3260"
 FILE_FORMATS = ("raw", "qcow2")
 #: What an XML text cannot hold, however it is written (XML 1.0, section 2.2).
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+#: Prefixes that the parser itself gives.
+_NUMBERED = re.compile(r"ns\d+")
 #: Cache modes that open the image with O_DIRECT, which is what io=native needs.
 DIRECT_CACHE_MODES = ("none", "directsync")
 
@@ -234,6 +237,41 @@ def render(spec: DiskSpec) -> str:
     ET.SubElement(disk, "alias", {"name": alias_of(spec.volume_id)})
     ET.SubElement(disk, "address", spec.slot.address)
     return ET.tostring(disk, encoding="unicode")
+
+
+def rehome(domain: str, specs: Iterable[DiskSpec]) -> str:
+    """Return a domain's XML with what these disks open, found by their serials, as another host opens it.
+
+    Args:
+        domain: as ``virsh dumpxml --migratable`` has it.
+        specs: the disks on that host.
+
+    Raises:
+        UsageError: it is no domain's XML, or lacks one of the disks.
+    """
+    wanted = "give what virsh dumpxml --migratable SERVER prints"
+    try:
+        root = parse_element(domain, "domain")
+    except FinalError as error:
+        raise UsageError(error.message, hint=wanted) from error
+    for _event, (prefix, uri) in ET.iterparse(io.StringIO(domain), events=["start-ns"]):  # noqa: S314 - as parsed
+        if not _NUMBERED.fullmatch(prefix):
+            ET.register_namespace(prefix, uri)  # as they were; libvirt goes by the URI alone
+    disks = list(root.iterfind("devices/disk"))
+    for spec in specs:
+        disk = next((disk for disk in disks if disk.findtext("serial") == spec.volume_id), None)
+        if disk is None:
+            raise UsageError(
+                f"the domain's XML has no disk with the serial {spec.volume_id}",
+                resource=f"volume {spec.volume_id}",
+                hint=wanted,
+            )
+        for child in [child for child in disk if child.tag in {"source", "auth", "encryption"}]:
+            disk.remove(child)
+        _render_source(disk, spec)
+        disk.insert(1, disk[-1])  # behind the driver, as libvirt has it
+        del disk[-1]
+    return ET.tostring(root, encoding="unicode")
 
 
 def _render_source(disk: ET.Element, spec: DiskSpec) -> None:
