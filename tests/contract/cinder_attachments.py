@@ -156,6 +156,28 @@ class AttachmentsContract:
         cinder.delete_attachment(second)
         assert (status(cinder, volume), rows(cinder, volume)) == ("in-use", [(first, "attached")])
 
+    def test_a_live_migration_has_two_connections_of_one_owner(self, cinder: Cinder, new_volume: NewVolume) -> None:
+        volume, owner = new_volume(), uuid()
+        first = connected(cinder, volume, owner=owner)
+        for stranger in (uuid(), ""):
+            with pytest.raises(FinalError):
+                cinder.create_attachment(volume, owner=stranger, mode="rw", connector=OTHER_CONNECTOR)
+        second = cinder.create_attachment(volume, owner=owner, mode="rw", connector=OTHER_CONNECTOR)
+        assert rows(cinder, volume) == sorted([(first, "attached"), (second, "attaching")])
+        ends = [cinder.show_attachment(each).connection for each in (first, second)]
+        targets = [end.data.open()["target_iqn"] for end in ends if end is not None]
+        assert len(targets) == len(ends)
+        cinder.complete_attachment(second)
+        assert (status(cinder, volume), rows(cinder, volume)) == (
+            "in-use",
+            sorted([(first, "attached"), (second, "attached")]),
+        )
+        cinder.delete_attachment(first)
+        assert (status(cinder, volume), rows(cinder, volume)) == ("in-use", [(second, "attached")])
+        assert cinder.show_attachment(second).connection is not None
+        cinder.delete_attachment(second)
+        assert (status(cinder, volume), rows(cinder, volume)) == ("available", [])
+
     def test_delete_of_a_reserved_row_needs_no_token(self, plain_cinder: Cinder, new_volume: NewVolume) -> None:
         volume = new_volume()
         attachment = plain_cinder.create_attachment(volume, owner=uuid(), mode="rw")
