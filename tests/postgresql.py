@@ -37,43 +37,46 @@ class Server:
 
     PostgreSQL refuses to run as root, so root runs it as ``postgres``. It ends with the test process even if
     that is killed: the kernel sends it SIGINT, its *fast shutdown*.
+
+    Attributes:
+        folder: where its socket is.
     """
 
     def __init__(self) -> None:
         self._programs = _programs()
         # Not below pytest's own folder: that one is closed to the user postgres, and its path is too long
         # for a unix socket.
-        self._folder = Path(tempfile.mkdtemp(prefix="tether-pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="tether-pg-"))
         self._as_owner: list[str] = []
         self.user = pwd.getpwuid(os.getuid()).pw_name
         if os.getuid() == 0:
             self.user = "postgres"
-            shutil.chown(self._folder, "postgres", "postgres")
+            shutil.chown(self.folder, "postgres", "postgres")
             self._as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
 
     def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self.folder)
             raise
         return self
 
     def _start(self) -> None:
-        data = self._folder / "data"
+        data = self.folder / "data"
         subprocess.run(
             [*self._as_owner, self._programs / "initdb", "-D", data, "-U", self.user, "-A", "trust", "-E", "UTF8"],
             check=True,
-            cwd=self._folder,
+            cwd=self.folder,
             capture_output=True,
         )
         ends_with_us = [*self._as_owner, "--pdeathsig=INT"] if self._as_owner else ["setpriv", "--pdeathsig=INT"]
-        settings = {"listen_addresses": "", "unix_socket_directories": str(self._folder), "fsync": "on"}
+        settings = {"listen_addresses": "", "unix_socket_directories": str(self.folder), "fsync": "on"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._log = (self._folder / "log").open("wb")
+        self._log = (self.folder / "log").open("wb")
         self._process = subprocess.Popen(
             [*ends_with_us, self._programs / "postgres", "-D", data, *options],
-            cwd=self._folder,
+            cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -82,16 +85,16 @@ class Server:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
                 self._stop()
-                raise RuntimeError(f"PostgreSQL did not start:\n{(self._folder / 'log').read_text()}")
+                raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()}")
             time.sleep(0.05)
 
     def _answers(self) -> bool:
-        ready = [self._programs / "pg_isready", "-q", "-h", self._folder, "-U", self.user, "-d", "postgres"]
+        ready = [self._programs / "pg_isready", "-q", "-h", self.folder, "-U", self.user, "-d", "postgres"]
         return subprocess.run(ready, check=False).returncode == 0
 
     def __exit__(self, *_: object) -> None:
         self._stop()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     def _stop(self) -> None:
         if self._process.poll() is None:
@@ -101,7 +104,7 @@ class Server:
 
     def url(self, name: str) -> str:
         """Return the SQLAlchemy URL of the database ``name``."""
-        return f"postgresql+psycopg://{self.user}@/{name}?host={self._folder}"
+        return f"postgresql+psycopg://{self.user}@/{name}?host={self.folder}"
 
     @contextmanager
     def database(self) -> Iterator[str]:
@@ -114,6 +117,6 @@ class Server:
             self._run(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def _run(self, statement: str) -> None:
-        connection = psycopg.connect(host=str(self._folder), user=self.user, dbname="postgres", autocommit=True)
+        connection = psycopg.connect(host=str(self.folder), user=self.user, dbname="postgres", autocommit=True)
         with connection:
             connection.execute(statement)  # a name of ours, no outside text

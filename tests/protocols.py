@@ -50,6 +50,7 @@ FEATURES = {
     "CHAP": "log-in with a password",
     "encryption": "LUKS: dm-crypt on the host, or by QEMU where it connects by itself",
     "reconnect": "connected again after a reboot of the host",
+    "migrate": "handed over to the host that the server moves to",
     "extend": "grow while attached",
     "multiattach": "two guests of one host",
     "read-only": "read-only in the guest",

@@ -69,7 +69,7 @@ def test_all_kinds_at_once(sim: SimWorld) -> None:
     _code, rows, _err = audit(sim, "--server", "guest2")
     assert named(rows) == sorted((item for item in expected if item.server == "guest2"), key=str)
     _code, rows, _err = audit(sim, "--host")
-    only_cinder = {Kind.CINDER_CONTRADICTION, Kind.RESERVED_WITHOUT_JOB}
+    only_cinder = {Kind.CINDER_CONTRADICTION, Kind.RESERVED_WITHOUT_JOB, Kind.UNFINISHED_MIGRATION}  # or another host's
     assert named(rows) == sorted((item for item in expected if item.kind not in only_cinder), key=str)
     assert "changed-secret" not in json.dumps(rows)
 

@@ -25,6 +25,7 @@ STAYS = {
     Kind.TWO_DISKS: "cannot be told from here",
     Kind.WRONG_DEVICE: "the guest may be writing to it",
     Kind.SERIAL_MISMATCH: "cannot be changed while it is there",
+    Kind.UNFINISHED_MIGRATION: "on its own host",
     Kind.PENDING_UNPLUG: "only the guest can answer it",
     Kind.FOREIGN_DISK: "left to them",
     Kind.CINDER_CONTRADICTION: "left to them",

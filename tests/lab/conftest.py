@@ -118,9 +118,9 @@ def _line(words: Sequence[str], changes: Mapping[str, object]) -> str:
     return shlex.join(["env", *(f"OS_{name.upper()}={value}" for name, value in changes.items()), "tether", *words])
 
 
-def bin_lab(verb: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb of bin/lab on the lab that the environment names."""
-    command = [str(CHECKOUT / "bin/lab"), verb]
+def bin_lab(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb of bin/lab, on the lab that the environment names unless the words name one."""
+    command = [str(CHECKOUT / "bin/lab"), verb, *words]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=UP_LIMIT)
 
 

@@ -16,7 +16,7 @@ from tether.adapters.host.model import Device
 from tether.errors import ConflictError, FinalError
 from tether.persistence.ledger import MappingRow
 from tether.tasks.evidence import Evidence, find_evidence, refused
-from tether.tasks.host import is_shared, mismatch, record_device
+from tether.tasks.host import is_device, is_shared, mismatch, record_device
 from tether.tasks.mapping import ServerFacts, check_owner, check_project, check_server
 from tether.tasks.step import Step
 
@@ -113,7 +113,7 @@ class CheckAdoptable(Step):
         if wrong:
             raise refused(volume, f"{device.path} is not the volume: {wrong}")
         for row in self.tools.ledger.list_connections(self.run.machine.machine_id):
-            if row.volume_id != volume.id and (row.path == device.path or (row.identity or "-") == device.identity):
+            if row.volume_id != volume.id and is_device(row, device.path, device.identity):
                 raise refused(volume, f"{device.path} is volume {row.volume_id}'s in the device ledger")
         if volume.encrypted and not self.tools.host.encryption_open(volume.id):
             raise refused(

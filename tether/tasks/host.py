@@ -94,8 +94,7 @@ def _refuse_anothers(run: Run) -> None:
     if device is None:
         return
     for row in run.tools.ledger.list_connections(run.machine.machine_id):
-        same = row.path == device.path or (row.identity and row.identity == device.identity)
-        if same and row.volume_id != run.job.volume_id:
+        if row.volume_id != run.job.volume_id and is_device(row, device.path, device.identity):
             raise OperatorNeeded(
                 f"{device.path}, which volume {run.job.volume_name} was connected as, is volume {row.volume_id}'s:"
                 " it is not disconnected",
@@ -103,6 +102,14 @@ def _refuse_anothers(run: Run) -> None:
                 hint="two volumes with one device: check the backend's exports and the host's paths (lsblk,"
                 f" multipath -ll), then: tether job resume {run.job.id}",
             )
+
+
+def is_device(row: ConnectionRow, path: str, identity: str) -> bool:
+    """Return True if a row of the device ledger is about this device.
+
+    A name alone is no proof where both say who they are: after a reboot the kernel gives it to another device.
+    """
+    return row.identity == identity if row.identity and identity else row.path == path
 
 
 def _disconnect_blind(run: Run, error: TetherError) -> None:

@@ -103,6 +103,14 @@ class CheckMovable(Step):
                 "its attachment has no owner in Cinder, which allows a second one to the same owner alone",
                 "detach it, and attach it with [cinder] owner_mark = on",
             )
+        place, cloud = self.tools.ledger.job_of(mapping).place, self.run.cloud
+        if (place.endpoint, place.project_id) != (cloud.endpoint, cloud.project_id):
+            raise refused(
+                self.run,
+                f"it was attached as of project {place.project_id} at {place.endpoint}, and this host asks for"
+                f" {cloud.project_id} at {cloud.endpoint}",
+                "use the same endpoint and project on both hosts",
+            )
         here = self.tools.settings.data_path
         if mapping.data_path != here:
             raise refused(

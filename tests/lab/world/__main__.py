@@ -1,4 +1,7 @@
-"""``bin/lab``: build, up, run, shell, cut, down."""
+"""``bin/lab``: build, up, run, shell, cut, down.
+
+``bin/lab up --name NAME --beside OTHER``: a second compute host, which uses the other lab's Cinder.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,10 @@ def build(_lab: Lab, _words: list[str]) -> int:
     return 0
 
 
-def up(lab: Lab, _words: list[str]) -> int:
+def up(lab: Lab, words: list[str]) -> int:
     """Boot the lab, or what is missing of it."""
     started = time.monotonic()
+    other = Lab.of_environment(words[1]) if words else None
     with lab.lock():
         if not lab.exists():
             _choose(lab)
@@ -41,7 +45,13 @@ def up(lab: Lab, _words: list[str]) -> int:
         stage("kernel", lambda: engines.boot(lab))
         stage("boot", lambda: channel.open_connection(lab))
         channel.must(lab, engines.mount_command(lab))
-        code = subprocess.run(channel.command(lab, [f"{INSIDE} up"]), check=False, stdin=subprocess.DEVNULL).returncode
+        verb = f"up --beside {lab.name}" if other else "up"
+        if other:
+            engines.join(other, lab)
+            channel.must(other, f"{INSIDE} meet {engines.NEIGHBOURS[0]} {engines.NEIGHBOURS[1]}")
+            channel.must(lab, f"{INSIDE} meet {engines.NEIGHBOURS[1]} {engines.NEIGHBOURS[0]}")
+        ready = channel.command(lab, [f"{INSIDE} {verb}"])
+        code = subprocess.run(ready, check=False, stdin=subprocess.DEVNULL).returncode
     if code == 0:
         print(f"up in {time.monotonic() - started:.1f} s; next: bin/lab run tether attach vol1 guest1")
     return code
@@ -113,7 +123,8 @@ def main() -> int:
     name = os.environ.get("LAB_NAME") or "lab0"
     if given.words[:1] == ["--name"] and len(given.words) > 1:  # argparse would look for it in the command as well
         name, given.words = given.words[1], given.words[2:]
-    if given.words and given.verb != "run":
+    beside = given.verb == "up" and given.words[:1] == ["--beside"] and len(given.words) == 2
+    if given.words and given.verb != "run" and not beside:
         parser.error(f"{given.verb} takes no {given.words[0]}")
     try:
         return verbs[given.verb](Lab.of_environment(name), given.words)

@@ -172,6 +172,38 @@ def mount_command(lab: Lab) -> str:
     return f"mkdir -p {MOUNT_POINT}; mountpoint -q {MOUNT_POINT} || {{ {mount}; }}"
 
 
+#: Where two labs reach each other: addresses of their machines, and of the ends of the cable between their namespaces.
+NEIGHBOURS = ("10.98.0.1", "10.98.0.2")
+CABLE = ("10.97.0.1", "10.97.0.2")
+
+
+def join(first: Lab, second: Lab) -> None:
+    """Lay a cable between two user-mode labs: each reaches the other's address, and the second the first's portals.
+
+    Raises:
+        WorldError: one of them does not run, or is not user-mode.
+    """
+    pids = [inner_pid(lab) for lab in (first, second)]
+    if None in pids:
+        raise WorldError("only two running labs of LAB_ENGINE=uml can be joined")
+    inside = [["nsenter", "-t", str(pid), "-n"] for pid in pids]
+    if subprocess.run([*inside[1], "ip", "link", "show", "cable"], check=False, capture_output=True).returncode == 0:
+        return
+    _run([*inside[0], *f"ip link add cable type veth peer name cable netns {pids[1]}".split()])
+    portals = f"ip route add 10.99.0.0/16 via {ADDRESS}", f"ip route add 10.99.0.0/16 via {CABLE[0]}"
+    for here in (0, 1):
+        there = 1 - here
+        for line in (
+            f"ip addr add {CABLE[here]}/30 dev cable",
+            "ip link set cable up",
+            "sysctl -q -w net.ipv4.ip_forward=1",
+            f"ip route add {NEIGHBOURS[here]} dev tap0",
+            f"ip route add {NEIGHBOURS[there]} via {CABLE[there]}",
+            portals[here],
+        ):
+            _run([*inside[here], *line.split()])
+
+
 def check_rights(engine: str) -> None:
     """Refuse an engine that cannot run here.
 

@@ -82,7 +82,7 @@ def tether_needs() -> list[str]:
     """Return what tether needs from pip, as pyproject.toml says it."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["libvirt"], *extras["castellan"]]
+    return [*project["dependencies"], *extras["libvirt"], *extras["castellan"], *extras["postgresql"]]
 
 
 def name() -> str:

@@ -9,14 +9,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from tests.lab.world.inside import judge, services
+from tests.lab.world.inside import judge, neighbour, services
 from tests.lab.world.stages import stage
 from tests.live.world.console import ConsoleError
 from tests.live.world.layout import WorldError
 
 
-def up() -> None:
-    """Start what is missing of the host."""
+def up(beside: str) -> None:
+    """Start what is missing of the host.
+
+    Args:
+        beside: its name, if it is a compute host beside another, whose Cinder it uses; empty for one by itself.
+    """
+    if beside:
+        stage("iSCSI, multipath, libvirt", lambda: neighbour.start_host(beside))
+        stage("tether", lambda: neighbour.install_tether(beside))
+        return
     stage("volume group, iSCSI, multipath", services.start_storage)
     stage("libvirt, guest started", services.start_guest)
     stage("Cinder", services.start_cinder)
@@ -47,7 +55,11 @@ def main() -> int:
         part.set_defaults(work=work)
         return part
 
-    verb("up", "start what is missing of the host", up)
+    up_words = verb("up", "start what is missing of the host", up)
+    up_words.add_argument("--beside", default="", help="its name, as a compute host beside another")
+    meet = verb("meet", "reach another lab, and be reached by it", neighbour.meet)
+    meet.add_argument("own", help="this lab's address there")
+    meet.add_argument("other", help="the other's")
     verb("guest", "run one line of shell in the guest", run_in_guest).add_argument("line")
     verb("boot", "start the guest with the disks that it has, and wait until it is up", services.boot_guest)
     verb("books", "print what all the books say, as JSON", lambda: print(json.dumps(judge.snapshot(), indent=1)))
