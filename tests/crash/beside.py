@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.crash import judge
+from tests.crash import judge, recorded
 from tests.crash.case import Case, attached, comparable
 from tests.crash.nova import ATTACHED, CLEAN, HELD, RESULTS, SPOTS, Spot
 from tests.crash.nova_page import summary
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
-from tether.matrix.journeys import Variant
+from tether.matrix import judge as matrix_judge
+from tether.matrix.journeys import Flow, Variant, flows
 from tether.sim.cinder import backend
 from tether.sim.store import Store
 
@@ -39,6 +40,7 @@ WORDS = {
 }
 
 
+FLOWS = {flow.name: flow for flow in flows()}
 #: A late call comes before it can no longer be carried out; a slow one lasts until it is noticed.
 SECONDS = {"late": 0.2, "slow": 2.0}
 LIMIT = 30.0
@@ -66,6 +68,8 @@ def outcome(number: str, template: Path) -> dict[str, str]:
         the command came to its end); ``end``: what the books say then.
     """
     spot = SPOTS[number]
+    if spot.flow:
+        return _outcome_of_flow(spot, template)
     with copy_of(template) as sim:
         case = Case(sim, variant_of(spot))
         before = sim.books()
@@ -98,6 +102,49 @@ def outcome(number: str, template: Path) -> dict[str, str]:
         }
 
 
+def _outcome_of_flow(spot: Spot, template: Path) -> dict[str, str]:
+    """Play a spot of another kind of job."""
+    flow = FLOWS[spot.flow]
+    ends = [_made(kind, flow, template) for kind in (flow.start, flow.done)]
+    with _world_of(flow.start, flow, template) as sim:
+        armed = ["--fault", f"{spot.point}={spot.fault or 'kill'}"]
+        if not spot.fault:  # what the books say there, by a kill in a world of its own
+            with _world_of(flow.start, flow, template) as other:
+                assert other.tether(*armed, *flow.words).code == KILLED
+                seen = judge.books_of(other.directory / other.host, spot.volume)
+            armed = []
+        for call, action, times in spot.calls:
+            sim.script(call, action, times=times, seconds=SECONDS.get(action, 0))
+        done = sim.tether(*armed, *flow.words)
+        assert done.code in WORDS, done.err
+        if spot.fault:
+            seen = judge.books_of(sim.directory / sim.host, spot.volume)
+        else:
+            left = Store(sim.directory / sim.host).read("script").get("failures", [])
+            assert not left, f"{left} was never called"
+        resumed = None if done.code in {DONE, ROLLED_BACK} else sim.tether("job", spot.verb, "--last")
+        agree = matrix_judge.comparable(sim.directory) in ends
+        return {
+            "books": " · ".join(seen),
+            "command": WORDS[done.code],
+            "resume": "" if resumed is None else _word(resumed.code, spot),
+            "end": HELD if resumed and resumed.code == BLOCKED else ATTACHED if agree else "inconsistent",
+        }
+
+
+@contextmanager
+def _world_of(kind: str, flow: Flow, template: Path) -> Iterator[SimWorld]:
+    with copy_of(template) as sim:
+        recorded.make(sim.directory, kind, flow.variant)
+        yield SimWorld(sim.directory, flow.variant.data_path, flow.variant.host)
+
+
+def _made(kind: str, flow: Flow, template: Path) -> dict[str, Any]:
+    """Return the books of a world in which nothing went wrong."""
+    with _world_of(kind, flow, template) as sim:
+        return matrix_judge.comparable(sim.directory)
+
+
 def _word(code: int, spot: Spot) -> str:
     return "rolled back" if spot.verb == "abort" and code == DONE else WORDS[code]
 
@@ -128,6 +175,13 @@ def export_without_row(sim: SimWorld) -> None:
     """Let cinder-volume have made the export, and die before it has written so."""
     with Store(sim.directory).change("cinder") as book:
         backend.create_export(book, book["volumes"][VOL1])
+
+
+def unreadable(sim: SimWorld) -> None:
+    """Let the encrypted volume's device fail to be read."""
+    with Store(sim.directory).change("cinder") as book:
+        for volume in book["volumes"].values():
+            volume.update({"content": "unreadable"} if volume.get("encryption") else {})
 
 
 def half_deleted(sim: SimWorld) -> None:
@@ -184,7 +238,10 @@ def nothing(_sim: SimWorld) -> None:
 
 HANDS: dict[str, Callable[[SimWorld], int | None]] = {
     "": nothing,
-    **{each.__name__: each for each in (export_without_row, half_deleted, reset_in_cinder, child_finishes, terminate)},
+    **{
+        each.__name__: each
+        for each in (export_without_row, half_deleted, reset_in_cinder, child_finishes, terminate, unreadable)
+    },
 }
 
 

@@ -37,7 +37,7 @@ def books_of(world: Path, volume: str) -> Books:
     found = next(row for row in cinder["volumes"].values() if row["name"] == volume)
     rows = {row["id"]: row for row in cinder.get("attachments", {}).values() if not row.get("deleted")}
     mine = [row for row in rows.values() if row["volume_id"] == found["id"]]
-    said = ", ".join(row["attach_status"] + " no connector" * (not row["connector"]) for row in mine)
+    said = ", ".join(sorted(row["attach_status"] + " no connector" * (not row["connector"]) for row in mine))
     secrets = _json(world / "guests" / "secrets.json").get("secrets", {})
     here = {
         "device": found["id"] in host["devices"],

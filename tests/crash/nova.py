@@ -44,6 +44,8 @@ class Spot:
         calls: adapter calls that fail: call, action, times (-1: until the command has ended).
         hand: what something else does meanwhile, by its name in :mod:`tests.crash.beside`.
         note: what is not plain from the point.
+        flow: of another kind of job than an attach or a detach, by its name in :mod:`tether.matrix.journeys`; the books
+            are then those of the host where its command runs.
     """
 
     point: str
@@ -57,6 +59,7 @@ class Spot:
     verb: str = "resume"
     hand: str = ""
     note: str = ""
+    flow: str = ""
 
     @property
     def export_stays(self) -> bool:
@@ -102,8 +105,7 @@ _CONNECTED = _books(ATTACHING, ALL, DEVICE)
 _PLUGGED = _books(ATTACHING, ALL, DEVICE, "yes/yes")
 _ATTACHED = _books(DETACHING, ALL, DEVICE, "yes/yes")
 _SWAP = NoSpot("tether does not swap volumes")
-_MIGRATION = NoSpot("live migration is not built; a server that migrates is refused")
-_EXTEND = NoSpot("extending an attached volume is not built")
+_BOTH_ENDS = "in-use [attached, attached]"
 _EXPORTED = "meanwhile Cinder has made the export, and died"
 _BY_HAND = NoSpot("what an administrator can do in Cinder, no state that a failure leaves")
 
@@ -219,12 +221,39 @@ _LEGACY = {"dialect": "legacy"}
 #: What was read in the code of Nova, of its seed and of Cinder, and not measured.
 READ: dict[str, Spot | NoSpot] = {
     "E12": _SWAP,
-    "E13": _EXTEND,
-    "E14": _MIGRATION,
-    "E15": _MIGRATION,
+    "E13": Spot(
+        "extend-device.act.before",
+        _books(IN_USE, ALL, DEVICE, "yes/yes"),
+        "",
+        (("host.extend", "fail", 1),),
+        flow="extend",
+    ),
+    "E14": Spot(
+        "release-attachment.act.before",
+        _books(_BOTH_ENDS, ALL),
+        "",
+        (("cinder.delete_attachment", "fail", 1),),
+        flow="migrate-release-left",
+        note="the host that the server has left; its own attachment is the other one by now",
+    ),
+    "E15": Spot(
+        "release-attachment.act.before",
+        _books(_BOTH_ENDS, ALL),
+        "",
+        (("cinder.delete_attachment", "fail", 1),),
+        flow="migrate-release",
+        note="the host that was prepared in vain",
+    ),
     "E16": NoSpot("booting from a volume is not tether's: it makes no server"),
     "E17": NoSpot("tether deletes and shelves no server, and its mapping goes last; Cinder's error in a detach is E10"),
-    "E18": NoSpot("tether never formats a volume: one that does not open is rolled back"),
+    "E18": Spot(
+        "open-encryption.act.before",
+        _books(ATTACHING, ALL, DEVICE),
+        "",
+        hand="unreadable",
+        **_ENCRYPTED,
+        note="what cannot be read is not formatted",
+    ),
     "E19": Spot(
         "open-encryption.act.after",
         _books(ATTACHING, ALL, DM_CRYPT),
@@ -344,6 +373,26 @@ READ: dict[str, Spot | NoSpot] = {
         hand="terminate",
         note="SIGTERM while the host connects; 143, and the job can be resumed",
     ),
+    "LM-destination": Spot(
+        "connect-host.act.after",
+        _books("attaching [attached, attaching]", ALL, DEVICE),
+        flow="migrate-prepare",
+        verb="abort",
+        note="the host that the server was to move to",
+    ),
+    "LM-source": Spot(
+        "commit.job.end.after",
+        _books(_BOTH_ENDS, ALL, DEVICE),
+        flow="migrate-prepare",
+        note="what the source's host has to do with it is nothing; that host is ready, or gives up",
+    ),
+    "LM-post": Spot(
+        "disconnect-host.act.after",
+        _books(_BOTH_ENDS, ALL),
+        flow="migrate-release-left",
+        note="the host that the server has left",
+    ),
+    "extend": Spot("extend-device.act.after", _books(IN_USE, ALL, DEVICE, "yes/yes"), flow="extend"),
     "child": Spot(
         "connect-host.act.before",
         _books(ATTACHING, ALL),
@@ -374,10 +423,10 @@ CRASHES: dict[str, SameAs | NoSpot | str] = {
     "D6": SameAs("D6"),
     "swap: after undefine": _SWAP,
     "swap: after pivot": _SWAP,
-    "live migration: dest": _MIGRATION,
-    "live migration: SOURCE": _MIGRATION,
-    "post_live_migration": _MIGRATION,
-    "extend": _EXTEND,
+    "live migration: dest": "LM-destination",
+    "live migration: SOURCE": "LM-source",
+    "post_live_migration": "LM-post",
+    "extend": "extend",
     "graceful SIGTERM": "SIGTERM",
     "child commands": "child",
 }

@@ -80,14 +80,15 @@ def own(sim: SimWorld, machine_id: str, boot_id: str) -> None:
 
 def begin(directory: Path, flow: Flow) -> SimWorld:
     """Make the world in which a flow begins."""
-    _make(directory / "world", flow.start, flow.variant)
+    make(directory / "world", flow.start, flow.variant)
     return SimWorld(directory / "world", flow.variant.data_path, flow.variant.host)
 
 
-def _make(world: Path, kind: str, variant: Variant) -> None:
+def make(world: Path, kind: str, variant: Variant) -> None:
+    """Make a world of this kind, from nothing or from a fresh one."""
     recipe = RECIPES[kind]
     if kind != FRESH:
-        _make(world, recipe.of, variant)
+        make(world, recipe.of, variant)
     if recipe.wreck is not None:
         recipe.wreck(world, volume_id(world, variant.volume))
     else:

@@ -128,12 +128,12 @@ class SimWorld:
     def script(self, call: str, action: str, *, times: int = 1, seconds: float = 0.2, status: int = 400) -> None:
         """Script a failure."""
         options = ["--times", str(times), "--seconds", str(seconds), "--status", str(status)]
-        done = self.tether("sim", "script", *options, str(self.directory), call, action)
+        done = self.tether("sim", "script", *options, str(self.directory / self.host), call, action)
         assert done.code == 0, done.err
 
     def forgive(self) -> None:
         """Forget what was scripted."""
-        clear(Store(self.directory))
+        clear(Store(self.directory / self.host))
 
     def books(self) -> dict[str, Any]:
         """Return the five books, once everything that was to happen late has happened."""

@@ -106,7 +106,7 @@ TROUBLES = {
 }  # fmt: skip
 
 #: Those that CI runs come first.
-FEW = ("multipathd-stopped", "libvirtd-killed-detach")
+FEW = ("multipathd-stopped",)
 NAMES = [*FEW, *sorted(TROUBLES.keys() - set(FEW))][: counted(len(FEW), len(TROUBLES))]
 
 

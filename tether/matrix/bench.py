@@ -104,7 +104,7 @@ RECIPES = {
     "prepared": Recipe("paired", lambda variant: variant.migrate("prepare"), host=BESIDE),
     "arrived": Recipe("prepared", wreck=arrived),
     "taken": Recipe("arrived", lambda variant: variant.migrate("complete"), host=BESIDE),
-    "moved": Recipe("taken", lambda variant: variant.migrate("complete")),
+    "left": Recipe("taken", lambda variant: variant.migrate("complete")),
     **{kind: Recipe("attached", wreck=wreck) for kind, wreck in WRECKS.items()},
 }
 

@@ -159,6 +159,7 @@ class Flow:
         first: the first step with an effect.
         last: the last step that is undone if it fails; empty if nothing is undone.
         aborted: where a job is killed that is then turned back; empty if it never can be.
+        where: tells it apart from one of the same kind with the same points, so that all of them are tried in both.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Flow:
     last: str
     aborted: str
     further: bool = False
+    where: str = ""
 
 
 def journeys() -> list[Journey]:
@@ -220,9 +222,8 @@ def _moves() -> Iterator[Flow]:
         "migrate-complete", there, there.migrate("complete"), "arrived taken", "take-mapping - check-arrived.act.before"
     )
     left = Variant("left")
-    yield _flow(
-        "migrate-release", left, left.migrate("complete"), "taken moved", "undefine-secret - check-left.act.before"
-    )
+    steps = "undefine-secret - check-left.act.before"
+    yield replace(_flow("migrate-release", left, left.migrate("complete"), "taken left", steps), where="behind")
 
 
 def _repairs() -> Iterator[Flow]:
@@ -258,7 +259,14 @@ def _flow(kind: str, variant: Variant, words: tuple[str, ...], worlds: str, step
 
 def _of_flow(flow: Flow) -> Iterator[Journey]:
     made = partial(
-        Journey, flow.name, start=flow.start, done=flow.done, variant=flow.variant, kind=flow.kind, further=flow.further
+        Journey,
+        flow.name,
+        start=flow.start,
+        done=flow.done,
+        variant=flow.variant,
+        kind=flow.kind,
+        further=flow.further,
+        where=flow.where,
     )
     failed = partial(made, undoing=True)
     first, failing = f"commit.{flow.first}.act.before=kill", f"{flow.last}.act.before=fail"
@@ -267,10 +275,16 @@ def _of_flow(flow: Flow) -> Iterator[Journey]:
     if flow.last:
         yield failed("compensate", broken=Command(flow.words, (failing,)))
         undoing = Command(flow.words, (failing, f"{flow.last}.undo.before=kill"))
-        yield failed("resume", broken=Command(RESUME), before=(undoing,), where="undoing")
+        yield failed("resume", broken=Command(RESUME), before=(undoing,), where=f"{flow.where} undoing".strip())
     if flow.aborted:
         yield made("abort", broken=Command(ABORT), before=(Command(flow.words, (f"{flow.aborted}=kill",)),))
-        yield made("abort", broken=Command(flow.words), recovery=ABORT, actions=("kill", "cut-off"), where="after")
+        yield made(
+            "abort",
+            broken=Command(flow.words),
+            recovery=ABORT,
+            actions=("kill", "cut-off"),
+            where=f"{flow.where} after".strip(),
+        )
 
 
 def _of_commands() -> Iterator[Journey]:
