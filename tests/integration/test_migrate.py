@@ -10,6 +10,7 @@ import pytest
 
 from tests.crash import judge
 from tests.crash.world import DONE, KILLED, ROLLED_BACK, Outcome, SimWorld
+from tether.matrix import wrecks
 from tether.matrix.journeys import BESIDE
 from tether.sim.cinder.seed import SEEDED as VOLUMES
 from tether.sim.domains import SEEDED as SERVERS
@@ -286,6 +287,18 @@ def test_a_prepare_that_was_killed_is_resumed_or_given_up(pair: Pair) -> None:
         if verb == "abort":
             assert judge.diff(before, pair.books()) == []
     assert pair.migrate("abort").code == DONE
+
+
+def test_a_host_that_was_rebooted_since_is_prepared_again(pair: Pair) -> None:
+    pair.attach("vol1")
+    before = pair.books()
+    pair.prepare()
+    wrecks.rebooted(pair.there.directory / BESIDE, VOLUMES["vol1"][0])
+    done = pair.migrate("prepare")
+    assert (done.code, "its device has gone from here since" in done.err) == (CONFLICT, True), done.err
+    assert pair.migrate("abort").code == DONE
+    assert judge.diff(before, pair.books()) == []
+    pair.prepare()
 
 
 def test_a_job_of_a_migration_is_not_settled_by_a_word(pair: Pair) -> None:

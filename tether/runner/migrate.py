@@ -106,6 +106,7 @@ def _preparation(move: Move, mapping: MappingRow) -> Start:
         ledger = runner.tools.ledger
         end = ledger.handovers.find(mapping.volume_id, mapping.server_id)
         if end is not None and end.state is End.INCOMING:
+            _check_there(runner, move, mapping.volume_id)
             return Accepted(ledger.job(end.job_id), new=False)
         if end is not None and end.state is End.OUTGOING:
             raise ConflictError(
@@ -119,6 +120,18 @@ def _preparation(move: Move, mapping: MappingRow) -> Start:
         return store(runner, job, lambda holder: _join(runner, holder, PREPARE))
 
     return start
+
+
+def _check_there(runner: Runner, move: Move, volume_id: str) -> None:
+    """Raise ConflictError if the device of a volume that was prepared has gone since: after a reboot of this host."""
+    tools = runner.tools
+    recorded = any(row.volume_id == volume_id for row in tools.ledger.list_connections(move.here))
+    if recorded and tools.host.find(volume_id) is None:
+        raise ConflictError(
+            f"host {move.to} was prepared for volume {volume_id}, and its device has gone from here since",
+            resource=f"volume {volume_id}",
+            hint=f"tether migrate abort {move.words}; then prepare it again",
+        )
 
 
 def disks_there(tools: Toolbox, move: Move) -> list[DiskSpec]:
