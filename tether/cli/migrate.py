@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tether.runner.requests import Accepted
     from tether.runner.world import World
 
-COLUMNS = ("volume", "device", "state", "job", "exit_code", "volume_id", "attachment_id")
+COLUMNS = ("volume", "device", "state", "job")
+DETAILS = ("exit_code", "volume_id", "attachment_id")
 
 
 def _add_words(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ class Migrate(Lister):
         done: the jobs of those before it.
     """
 
-    fields = COLUMNS
+    fields = (*COLUMNS, *DETAILS)
     verb: str
     refused = False
     done: list[Job]
@@ -57,7 +58,9 @@ class Migrate(Lister):
             jobs = self.carry_out(world, move, parts)
             rows = [self._row(world, job) for job in jobs]
             self.conclude(move, jobs)
-        return COLUMNS, rows
+        # On a terminal what identifies a row to programs would only make it too wide.
+        wanted = self.fields if self.is_machine or set(parsed_args.columns) - set(COLUMNS) else COLUMNS
+        return wanted, [row[: len(wanted)] for row in rows]
 
     def parts(self, runner: Runner, move: Move) -> list[tuple[str, Start]]:
         """Return what this host has to do."""
