@@ -73,7 +73,7 @@ class SimGuest:
 
     def show_server(self, uuid: str) -> Server:
         def show() -> Server:
-            with self._domain(uuid) as domain:
+            with self._domain(uuid, changes=False) as domain:
                 return _server(domain)
 
         return self._scripted("show_server", show)
@@ -81,7 +81,7 @@ class SimGuest:
     def list_servers(self) -> list[Server]:
         servers = []
         for uuid in uuids_of(self._store):
-            with self._domain(uuid) as domain:
+            with self._domain(uuid, changes=False) as domain:
                 servers.append(_server(domain))
         return servers
 
@@ -90,7 +90,7 @@ class SimGuest:
             servers, unread = [], {}
             for uuid in uuids_of(self._store):
                 try:
-                    with self._domain(uuid) as domain:
+                    with self._domain(uuid, changes=False) as domain:
                         servers.append(_server(domain))
                 except NotFound:
                     continue  # a transient one that was stopped
@@ -221,8 +221,8 @@ class SimGuest:
     # How it works.
 
     @contextmanager
-    def _domain(self, uuid: str) -> Iterator[Domain]:
-        """Lock a domain, carry out what is due, yield it, and save it unless the block raises."""
+    def _domain(self, uuid: str, *, changes: bool = True) -> Iterator[Domain]:
+        """Lock a domain, carry out what is due, yield it, and save what the block changes unless it raises."""
         with locked(self._store, uuid) as directory:
             domain = Domain(directory)
             due = running_late(domain.state, self._clock.time())
@@ -232,7 +232,7 @@ class SimGuest:
             if due:
                 domain.save()
             yield domain
-            if directory.exists():
+            if changes and directory.exists():
                 domain.save()
 
     @contextmanager
