@@ -35,6 +35,8 @@ def up(lab: Lab, words: list[str]) -> int:
     """Boot the lab, or what is missing of it."""
     started = time.monotonic()
     other = Lab.of_environment(words[1]) if words else None
+    if other is not None and engines.inner_pid(other) is None:
+        raise WorldError(f"lab {other.name} does not run, or is not of LAB_ENGINE=uml: nothing can be beside it")
     with lab.lock():
         if not lab.exists():
             _choose(lab)
@@ -53,7 +55,8 @@ def up(lab: Lab, words: list[str]) -> int:
         ready = channel.command(lab, [f"{INSIDE} {verb}"])
         code = subprocess.run(ready, check=False, stdin=subprocess.DEVNULL).returncode
     if code == 0:
-        print(f"up in {time.monotonic() - started:.1f} s; next: bin/lab run tether attach vol1 guest1")
+        then = f"--name {lab.name} tether audit" if other else "tether attach vol1 guest1"
+        print(f"up in {time.monotonic() - started:.1f} s; next: bin/lab run {then}")
     return code
 
 
