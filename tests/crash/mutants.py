@@ -89,6 +89,10 @@ ARGUED = {
     "extend-device: no intent before the effect": f"{_FORWARD} looks once more at the size that the target has",
     "resize-encryption: no intent before the effect": f"{_FORWARD} takes up what the device has",
     "resize-guest: no intent before the effect": f"{_FORWARD} sets the same size",
+    "second-attachment: probe skipped": "what is there is deleted then, and made anew: only time is lost",
+    "second-attachment: undo without its check 1 (self.run.refuse_while_held())": "the undo before it, connect-host's or"
+    " define-secret's, makes the same check a moment earlier",
+    "finish-handover: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
     "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for"
     " the reason for which the probe does",
     "reserve-volume-legacy: look without its check 1 (self._refuse_attaching())": "as for the whole probe",

@@ -75,6 +75,8 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         """
         #: True if ``act`` may have had its effect although no result says so.
         self.in_doubt = False
+        #: How often a call of this run has had no usable answer.
+        self.failures = 0
         #: True while ``act`` waits to be called for the first time: there is nothing to undo then.
         self.waiting = False
         acts, undoes = list(_inputs(type(self), "act")), list(_inputs(type(self), "undo"))
@@ -179,6 +181,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
                 LOG.warning("%s: %s", self.label, error)
                 if isinstance(error, UncertainError):
                     self.in_doubt = True
+                    self.failures += 1
                     self.run.uncertain(self.book)
                 if isinstance(error, AttachmentLost | Unchanged) or self.tools.clock.time() >= deadline:
                     raise

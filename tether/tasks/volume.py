@@ -55,6 +55,20 @@ def delete_until_gone(run: Run, attachment_id: str) -> None:
         raise UncertainError(f"attachment {attachment_id} is still there after its deletion")
 
 
+def export_again(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
+    """Export a connected attachment once more, so that Cinder can delete it.
+
+    Cinder 29's LVM driver fails for good to terminate what its target no longer has, and after a restart it restores
+    the targets of *in-use* volumes alone (``volume/manager.py:_init_host``): not of those on their way.
+    """
+    # A deletion without an answer may still be carried out: an export that came after it would stay for good.
+    run.wait_quiet("cinder")
+    try:
+        run.tools.cinder.update_attachment(attachment_id, with_mode(run, connector))
+    except (FinalError, NotFound):
+        pass  # an answer all the same: the manager is through with it
+
+
 def with_mode(run: Run, connector: dict[str, object]) -> dict[str, object]:
     """Return the connector with the mode: below microversion 3.54 Cinder hears of *ro* nowhere else."""
     return connector if run.job.params.mode == "rw" else connector | {"mode": run.job.params.mode}
@@ -169,11 +183,8 @@ class ExportVolume(Step):
             self.run.see_volume()
             return
         self.run.refuse_while_held()
-        if row.status == "reserved":
-            try:
-                self.tools.cinder.update_attachment(attachment_id, with_mode(self.run, connector))
-            except FinalError:
-                pass  # an answer all the same: the manager is through with it
+        if row.status == "reserved" or self.failures:
+            export_again(self.run, attachment_id, connector)
         # An update that was repeated may still be carried out: an export made after the deletion stays for good.
         self.run.wait_quiet(self.book)
         delete_until_gone(self.run, attachment_id)
@@ -233,7 +244,8 @@ class ReleaseAttachment(Step):
 
     Effect: DELETE /attachments/{id}. Key: the attachment.
     Compensation: none: past the pivot.
-    Uncertain: timeout, 5xx: repeat; the row is gone when Cinder no longer lists it.
+    Uncertain: timeout, 5xx: repeat; the row is gone when Cinder no longer lists it. After two of them it is exported
+    once more before the next.
     Crash windows: before the call; inside it; after it: repeating is harmless.
     """
 
@@ -245,7 +257,10 @@ class ReleaseAttachment(Step):
 
     def act(self) -> None:
         self.run.refuse_while_held()
-        delete_until_gone(self.run, self.run.attachment_id())
+        attachment_id = self.run.attachment_id()
+        if self.failures > 1:
+            export_again(self.run, attachment_id, dict(self.tools.host.connector()))
+        delete_until_gone(self.run, attachment_id)
 
 
 class BeginDetaching(Step):

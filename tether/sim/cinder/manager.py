@@ -169,9 +169,14 @@ def attachment_update(
 
 
 def attachment_delete(book: Book, _now: float, *, volume_id: str, attachment_id: str) -> None:
-    """Close the connection, and remove the export unless another attachment shares it; the row is the API's."""
+    """Close the connection, and remove the export unless another attachment shares it; the row is the API's.
+
+    A volume that a test has made ``needs_export`` cannot be terminated without one, as by Cinder's LVM driver over LIO.
+    """
     volume: Row = find_volume(book, volume_id)
     row = find_attachment(book, attachment_id)
+    if volume.get("needs_export") and volume_id not in book["exports"]:
+        raise Fault(500, "The server has either erred or is incapable of performing the requested operation.")
     if row["connector"] and not backend.terminate_connection(book, volume):
         backend.remove_export(book, volume)
 
