@@ -90,8 +90,8 @@ ARGUED = {
     "resize-encryption: no intent before the effect": f"{_FORWARD} takes up what the device has",
     "resize-guest: no intent before the effect": f"{_FORWARD} sets the same size",
     "second-attachment: probe skipped": "what is there is deleted then, and made anew: only time is lost",
-    "second-attachment: undo without its check 1 (self.run.refuse_while_held())": "the undo before it, connect-host's or"
-    " define-secret's, makes the same check a moment earlier",
+    "second-attachment: undo without its check 1 (self.run.refuse_while_held())": "the undo before it, that of"
+    " connect-host or define-secret, makes the same check a moment earlier",
     "finish-handover: no intent before the effect": f"{_FORWARD} to the ledger cannot come late",
     "reserve-volume-legacy: probe skipped": "os-reserve is sent again then, Cinder refuses it, and the undo blocks for"
     " the reason for which the probe does",
