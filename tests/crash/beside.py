@@ -24,7 +24,6 @@ from tests.crash.case import Case, attached, comparable
 from tests.crash.nova import ATTACHED, CLEAN, HELD, RESULTS, SPOTS, Spot
 from tests.crash.nova_page import summary
 from tests.crash.world import BLOCKED, DONE, KILLED, ROLLED_BACK, SimWorld
-from tether.matrix import judge as matrix_judge
 from tether.matrix.journeys import Flow, Variant, flows
 from tether.sim.cinder import backend
 from tether.sim.store import Store
@@ -123,7 +122,7 @@ def _outcome_of_flow(spot: Spot, template: Path) -> dict[str, str]:
             left = Store(sim.directory / sim.host).read("script").get("failures", [])
             assert not left, f"{left} was never called"
         resumed = None if done.code in {DONE, ROLLED_BACK} else sim.tether("job", spot.verb, "--last")
-        agree = matrix_judge.comparable(sim.directory) in ends
+        agree = comparable(sim) in ends
         return {
             "books": " · ".join(seen),
             "command": WORDS[done.code],
@@ -142,7 +141,7 @@ def _world_of(kind: str, flow: Flow, template: Path) -> Iterator[SimWorld]:
 def _made(kind: str, flow: Flow, template: Path) -> dict[str, Any]:
     """Return the books of a world in which nothing went wrong."""
     with _world_of(kind, flow, template) as sim:
-        return matrix_judge.comparable(sim.directory)
+        return comparable(sim)
 
 
 def _word(code: int, spot: Spot) -> str:

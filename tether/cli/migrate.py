@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import argparse
 import uuid
 from pathlib import Path
@@ -62,9 +63,9 @@ class Migrate(Lister):
         wanted = self.fields if self.is_machine or set(parsed_args.columns) - set(COLUMNS) else COLUMNS
         return wanted, [row[: len(wanted)] for row in rows]
 
+    @abc.abstractmethod
     def parts(self, runner: Runner, move: Move) -> list[tuple[str, Start]]:
         """Return what this host has to do."""
-        raise NotImplementedError
 
     def conclude(self, move: Move, jobs: list[Job]) -> None:
         """Say what comes next."""

@@ -18,11 +18,11 @@ def guest_steps() -> list[type[Step]]:
     return [guest.CheckDetachable, volume.BeginDetaching, guest.UnplugPersistent, guest.UnplugLive]
 
 
-def release_steps(params: Params) -> list[type[Step]]:
-    """Return the steps after it; they are retried, then block, and are never reverted.
+def letting_go(params: Params) -> list[type[Step]]:
+    """Return the steps by which a host lets go of what a guest no longer has.
 
     undefine-secret, close-encryption (encrypted, host data path), disconnect-host (host data path),
-    release-attachment, delete-mapping.
+    release-attachment.
     """
     on_host = params.data_path == "host"
     return [
@@ -30,8 +30,15 @@ def release_steps(params: Params) -> list[type[Step]]:
         *([host.CloseEncryption] if on_host and params.encrypted else []),
         *([host.DisconnectHost] if on_host else []),
         volume.ReleaseAttachment if params.dialect == "attachments" else legacy.LegacyRelease,
-        mapping.DeleteMapping,
     ]
+
+
+def release_steps(params: Params) -> list[type[Step]]:
+    """Return the steps after the guest's; they are retried, then block, and are never reverted.
+
+    Those of :func:`letting_go`, and delete-mapping.
+    """
+    return [*letting_go(params), mapping.DeleteMapping]
 
 
 def build_guest(_params: Params) -> graph_flow.Flow:

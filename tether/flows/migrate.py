@@ -7,6 +7,7 @@ from dataclasses import asdict
 from taskflow.patterns import graph_flow
 
 from tether.flows.attach import link
+from tether.flows.detach import letting_go
 from tether.flows.repair import chained
 from tether.persistence.params import Params
 from tether.tasks import encryption, guest, host, mapping, migrate, volume
@@ -36,17 +37,9 @@ def prepare_steps(params: Params) -> list[type[Step]]:
 def release_steps(params: Params) -> list[type[Step]]:
     """Return the steps by which a host lets its end go; they are retried, then block, and are never reverted.
 
-    undefine-secret, close-encryption (encrypted, host data path), disconnect-host (host data path),
-    release-attachment, forget-handover.
+    Those of a detach (:func:`tether.flows.detach.letting_go`), and forget-handover.
     """
-    on_host = params.data_path == "host"
-    return [
-        guest.UndefineSecret,
-        *([host.CloseEncryption] if on_host and params.encrypted else []),
-        *([host.DisconnectHost] if on_host else []),
-        volume.ReleaseAttachment,
-        migrate.ForgetHandover,
-    ]
+    return [*letting_go(params), migrate.ForgetHandover]
 
 
 def build_prepare(params: Params) -> graph_flow.Flow:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from tether.clock import Clock
 from tether.errors import HeldError
 from tether.persistence.database import Database, IntegrityError
-from tether.persistence.intact import Damaged, intact, legible, reading
+from tether.persistence.intact import intact, reading
 from tether.persistence.schema import handovers, mappings, secrets
 
 
@@ -66,14 +66,13 @@ class Handovers:
             row = connection.execute(query).mappings().first()
         return None if row is None else _handover(row)
 
-    def list(self, *, volume_id: str = "", server_id: str = "", damaged: Damaged | None = None) -> list[Handover]:
-        """Return hand-overs, oldest first; ``damaged`` is told of rows that cannot be read."""
+    def list(self, *, volume_id: str = "", server_id: str = "") -> list[Handover]:
+        """Return hand-overs, oldest first."""
         query = sa.select(handovers).order_by(handovers.c.created_at, handovers.c.volume_id)
         for column, value in ((handovers.c.volume_id, volume_id), (handovers.c.server_id, server_id)):
             query = query.where(column == value) if value else query
         with self._database.read() as connection:
-            rows = connection.execute(query).mappings().all()
-        return legible(_handover, rows, damaged)
+            return [_handover(row) for row in connection.execute(query).mappings()]
 
     def begin(self, row: Handover) -> None:
         """Store a new hand-over.

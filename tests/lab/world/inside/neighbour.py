@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 from pathlib import Path
 
+from tests.lab.world.engines import NEIGHBOURS
 from tests.lab.world.inside import services
 from tests.lab.world.inside.services import PORTALS, call, works
 from tests.live.world.layout import write
@@ -52,7 +53,7 @@ def install_tether(name: str) -> None:
     services.install_tether()
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(CONFIG)
-    parser["cinder"]["endpoint_override"] = parser["cinder"]["endpoint_override"].replace("127.0.0.1", "10.98.0.1")
+    parser["cinder"]["endpoint_override"] = parser["cinder"]["endpoint_override"].replace("127.0.0.1", NEIGHBOURS[0])
     parser["host"].update(host_name=name, my_ip=_own_address())
     with CONFIG.open("w") as stream:
         parser.write(stream)
