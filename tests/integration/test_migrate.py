@@ -145,8 +145,11 @@ def test_while_it_moves_a_volume_is_not_touched_otherwise(pair: Pair) -> None:
 def test_its_secrets_are_kept_and_sealed_anew(pair: Pair) -> None:
     pair.attach("vol1")
     pair.prepare()
+    before = pair.books()
     assert pair.here.tether("db", "prune", "--older-than", "0s").code == DONE
     assert pair.here.tether("key", "rotate").code == DONE
+    assert judge.diff(before, pair.books()) == []
+    pair.prepare()  # it is done, by the job that did it
     pair.move()
     assert pair.migrate("complete").code == DONE
     assert pair.here.tether("db", "prune", "--older-than", "0s").code == DONE

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from tether import faults
 from tether.errors import ConfigError, ConflictError, HeldError, NotFound, UncertainError
 from tether.persistence import schema
 from tether.persistence.database import Database
+from tether.persistence.handovers import End, Handover
 from tether.persistence.journal import Lease
 from tether.persistence.ledger import ConnectionRow, job_columns
 from tether.persistence.migrations import upgrade
@@ -215,3 +217,33 @@ def test_a_beginning_that_names_no_job(books: Books, name: str) -> None:
     books.ledger.add_job(a_job())
     with pytest.raises(NotFound):
         books.ledger.job(name)
+
+
+def test_the_ends_of_a_hand_over_change_places_with_their_secrets_once(books: Books) -> None:
+    ledger = books.ledger
+    mapping = a_mapping(state="attached", machine_id="here", attachment_id="first")
+    pair = mapping.volume_id, mapping.server_id
+    end = Handover(*pair, job_id="prepare", state=End.PREPARING, host="there", machine_id="there")
+    ledger.add_mapping(mapping)
+    ledger.handovers.begin(end)
+    with pytest.raises(HeldError):
+        ledger.handovers.begin(replace(end, job_id="another"))
+    sealed = [{"job_id": job, "name": "connection", "sealed": job} for job in (mapping.job_id, "prepare")]
+    with books.database.write() as connection:
+        connection.execute(sa.insert(schema.secrets), sealed)
+
+    ledger.handovers.swap(*pair)  # nothing is prepared yet
+    assert ledger.mapping(*pair) == replace(mapping, created_at=ANY, updated_at=ANY)
+    ledger.handovers.prepared(*pair, "second")
+    for _ in range(2):
+        ledger.handovers.swap(*pair)
+        row, left = ledger.mapping(*pair), ledger.handovers.find(*pair)
+        assert row is not None
+        assert left is not None
+        assert (row.machine_id, row.attachment_id) == ("there", "second")
+        assert (left.machine_id, left.attachment_id, left.state, left.host) == ("here", "first", End.OUTGOING, "there")
+        found = [ledger.secret(job, "connection") for job in (mapping.job_id, "prepare")]
+        assert found == ["prepare", mapping.job_id]
+    ledger.handovers.forget(*pair)
+    assert [ledger.secret(job, "connection") for job in (mapping.job_id, "prepare")] == ["prepare", None]
+    assert ledger.handovers.list() == []
