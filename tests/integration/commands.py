@@ -57,6 +57,12 @@ class Command:
         wait_until(lambda: self._err.exists() and text in self._err.read_text(), f"{text!r} on stderr")
         return self
 
+    def stands(self) -> Self:
+        """Wait until the fault *stop* has stopped it; SIGCONT lets it go on."""
+        _pid, status = os.waitpid(self.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), self._err.read_text()
+        return self
+
     def signal(self, number: int) -> Self:
         """Send the process a signal."""
         os.kill(self.pid, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -87,10 +88,10 @@ def test_who_joins_gets_the_code_of_a_failure(sim: SimWorld) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
 def test_who_waits_can_leave_without_harm(sim: SimWorld, number: int, code: int) -> None:
-    first = slow(sim, "host.connect", *ATTACH, seconds=3)
+    first = Command(sim, "--fault", "export-volume.act.before=stop", *ATTACH).stands()
     second = Command(sim, "-v", *ATTACH).says("find volume")  # next it finds the job, and waits
     assert second.signal(number).end().code == code
-    assert first.end().code == DONE
+    assert first.signal(signal.SIGCONT).end().code == DONE
 
 
 def test_a_job_whose_runner_died_before_it_began_is_not_waited_for(sim: SimWorld) -> None:

@@ -50,3 +50,21 @@ def test_it_is_blocked_where_cinder_does_not_answer_to_that_either(sim: SimWorld
     sim.forgive()
     done = sim.tether("job", "resume", "--last")
     assert done.code == code, done.err
+
+
+def test_an_attach_whose_exports_have_no_answer_does_not_export_once_more_to_undo_it(sim: SimWorld) -> None:
+    before = sim.books()
+    sim.script("cinder.update_attachment", "lost-reply", times=-1)
+    done = sim.tether("attach", "vol1", "guest1")
+    assert done.code == ROLLED_BACK, done.err
+    assert judge.diff(before, sim.books()) == []
+
+
+def test_a_deletion_is_tried_again_also_if_the_export_before_it_had_no_answer(sim: SimWorld) -> None:
+    before = sim.books()
+    assert sim.tether("--fault", "connect-host.act.before=kill", "attach", "vol1", "guest1").code == KILLED
+    sim.script("cinder.update_attachment", "lost-reply", times=-1)
+    sim.script("cinder.delete_attachment", "fail", status=500)
+    done = sim.tether("job", "abort", "--last")
+    assert done.code == DONE, done.err
+    assert judge.diff(before, sim.books()) == []

@@ -75,7 +75,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         """
         #: True if ``act`` may have had its effect although no result says so.
         self.in_doubt = False
-        #: How often a call of this run has had no usable answer.
+        #: How often in this run ``act``, or else ``undo``, has had no usable answer.
         self.failures = 0
         #: True while ``act`` waits to be called for the first time: there is nothing to undo then.
         self.waiting = False
@@ -209,6 +209,7 @@ class Step(task.Task):  # type: ignore[misc]  # taskflow has no types
         self.run.check()
         if self.waiting:
             return
+        self.failures = 0
         self._insist(lambda: self._undo(inputs), (UncertainError, FinalError, HeldError))
 
     def _targets(self) -> AbstractContextManager[None]:

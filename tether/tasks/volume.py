@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from tether.adapters.cinder.model import Attachment, Connection, Volume
 from tether.errors import AttachmentLost, FinalError, NotFound, OperatorNeeded, UncertainError
 from tether.tasks.run import Run
 from tether.tasks.step import Step
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,32 @@ def delete_until_gone(run: Run, attachment_id: str) -> None:
         raise UncertainError(f"attachment {attachment_id} is still there after its deletion")
 
 
-def export_again(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
-    """Export a connected attachment once more, so that Cinder can delete it.
+def answered_export(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
+    """Export an attachment until Cinder has answered: its manager is through with it then, well or not.
 
-    Cinder 29's LVM driver fails for good to terminate what its target no longer has, and after a restart it restores
-    the targets of *in-use* volumes alone (``volume/manager.py:_init_host``): not of those on their way.
+    Raises:
+        UncertainError: no answer.
     """
     # A deletion without an answer may still be carried out: an export that came after it would stay for good.
     run.wait_quiet("cinder")
     try:
         run.tools.cinder.update_attachment(attachment_id, with_mode(run, connector))
     except (FinalError, NotFound):
-        pass  # an answer all the same: the manager is through with it
+        pass
+
+
+def export_again(run: Run, attachment_id: str, connector: dict[str, object]) -> None:
+    """Export a connected attachment once more where its deletion failed, before the next: that says if it helped.
+
+    Cinder 29's LVM driver fails for good to terminate what its target no longer has, and after a restart it restores
+    the targets of *in-use* volumes alone (``volume/manager.py:_init_host``): not of those on their way.
+    """
+    try:
+        answered_export(run, attachment_id, connector)
+    except UncertainError as error:
+        LOG.warning("%s", error)
+        run.uncertain("cinder")
+        run.wait_quiet("cinder")
 
 
 def with_mode(run: Run, connector: dict[str, object]) -> dict[str, object]:
@@ -183,7 +200,9 @@ class ExportVolume(Step):
             self.run.see_volume()
             return
         self.run.refuse_while_held()
-        if row.status == "reserved" or self.failures:
+        if row.status == "reserved":
+            answered_export(self.run, attachment_id, connector)
+        elif self.failures:
             export_again(self.run, attachment_id, connector)
         # An update that was repeated may still be carried out: an export made after the deletion stays for good.
         self.run.wait_quiet(self.book)
