@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ MATRIX = "tests/crash/test_matrix.py::test_nothing_is_left_half_done"
 TIERS = ("unit", "contract", "integration", "crash", "live", "lab", "packaging")
 #: What shares a world, a build or a report.
 GROUPS = {"tests/live/": "live", "tests/lab/": "lab", "tests/packaging/": "packaging", MATRIX: "matrix"}
+#: Random kills and power cuts in the lab: after four of them the next four may be another process's, with its own lab.
+MANY = re.compile(r"tests/lab/test_(random_kills|power_cuts)\.py::\w+\[(?P<number>\d+)-")
+BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ class Groups(LoadScopeScheduling):
     """Gives each test to the next free process, and a group as a whole to one."""
 
     def _split_scope(self, nodeid: str) -> str:
+        many = MANY.match(nodeid)
+        if many and int(many["number"]) // BLOCK % 2:
+            return "lab, the second"
         return next((group for place, group in GROUPS.items() if nodeid.startswith(place)), nodeid)
 
 

@@ -126,8 +126,13 @@ def bin_lab(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[LabHost]:
-    """The lab that LAB_NAME and TETHER_LAB_DIR name; ended afterwards only if it was started here."""
-    place = Lab.of_environment(os.environ.get("LAB_NAME") or "lab0")
+    """The lab that LAB_NAME and TETHER_LAB_DIR name; ended afterwards only if it was started here.
+
+    Without LAB_NAME it is ``lab0``, and each further process of one run has one of its own.
+    """
+    process = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    name = os.environ.setdefault("LAB_NAME", f"lab{process}")
+    place = Lab.of_environment(name)
     ours = not place.exists()
     done = bin_lab("up")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -162,7 +162,8 @@ class Lab:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one ``up`` or ``down`` at a time work on the labs of this folder."""
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.directory.parent):
+        """Let one ``up`` or ``down`` at a time work on this lab."""
+        beside = self.directory.with_name(f".{self.name}")  # ``down`` removes the lab's own
+        beside.mkdir(parents=True, exist_ok=True)
+        with locked(beside):
             yield
