@@ -14,6 +14,7 @@ import tether.tasks.half
 import tether.tasks.host
 import tether.tasks.legacy
 import tether.tasks.mapping
+import tether.tasks.qos
 import tether.tasks.release
 import tether.tasks.repair
 import tether.tasks.volume
@@ -30,6 +31,7 @@ ROOMS = (
     tether.tasks.host,
     tether.tasks.legacy,
     tether.tasks.mapping,
+    tether.tasks.qos,
     tether.tasks.release,
     tether.tasks.repair,
     tether.tasks.volume,

@@ -53,6 +53,12 @@ class GraphExtend(_Graph):
     kind = "extend"
 
 
+class GraphQos(_Graph):
+    """Draw the steps that give a disk other limits, and what waits for what. No cloud is asked."""
+
+    kind = "qos"
+
+
 class GraphDetach(_Graph):
     """Draw the steps of a detach and what waits for what. No cloud is asked."""
 

@@ -99,6 +99,9 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
             f"virsh attach-device {case.server} disk.xml --{scope}",
         )
 
+    def limit(scope: str) -> tuple[str, ...]:
+        return (f"virsh blkdeviotune {case.server} {case.target} {case.params.limits or '<limits>'} --{scope}",)
+
     def unplug(scope: str) -> tuple[str, ...]:
         return (
             f"virsh detach-device-alias {case.server} ua-{case.volume_id} --{scope}",
@@ -117,6 +120,9 @@ def _guest(case: Case) -> dict[str, tuple[str, ...]]:
         "unplug-live": unplug("live") if case.live else (),
         "check-extendable": read,
         "resize-guest": (f"virsh blockresize {case.server} {case.target} <bytes>B",) if case.live else (),
+        "check-limits": read,
+        "limit-persistent": limit("config"),
+        "limit-live": limit("live") if case.live else (),
         "check-half": read,
         "check-unused": ("virsh dumpxml of every domain",),
         "check-arrived": ("virsh dumpxml of every domain",),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from taskflow.patterns import graph_flow
 
 from tether.errors import ConflictError
-from tether.flows import adopt, attach, detach, extend, migrate, repair, whole
+from tether.flows import adopt, attach, detach, extend, migrate, qos, repair, whole
 from tether.persistence.params import Params
 
 #: The version that new jobs get.
@@ -18,6 +18,7 @@ CURRENT = {
     "detach": 1,
     "adopt": 1,
     "extend": 1,
+    "qos": 1,
     "migrate-prepare": 1,
     "migrate-complete": 1,
     "migrate-release": 1,
@@ -58,6 +59,7 @@ _PARTS: dict[tuple[str, int], Sequence[Part]] = {
         Part("extend-volume", extend.build_volume, revertible=False),
         Part("extend-use", extend.build_use, revertible=False),
     ),
+    ("qos", 1): (Part("qos", qos.build),),
     ("migrate-prepare", 1): (Part("migrate-prepare", migrate.build_prepare),),
     ("migrate-complete", 1): (
         Part("migrate-arrived", migrate.build_arrived),

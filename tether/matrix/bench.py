@@ -99,6 +99,7 @@ RECIPES = {
     "keyless": Recipe("attached", wreck=_lose_keys),
     "forgotten": Recipe("keyless", lambda _variant: ("key", "forget")),
     "extended": Recipe("attached", lambda variant: ("extend", variant.volume, "2")),
+    "limited": Recipe("retyped", lambda variant: ("qos", variant.volume, variant.server)),
     "adopted": Recipe("by-hand", lambda variant: ("adopt", variant.volume, variant.server)),
     "paired": Recipe("attached", wreck=_pair),
     "prepared": Recipe("paired", lambda variant: variant.migrate("prepare"), host=BESIDE),

@@ -205,6 +205,8 @@ def flows() -> Iterator[Flow]:
     for variant in (PLAIN, ENCRYPTED, NETWORK):
         steps = "extend-volume - check-extendable.act.before"
         yield _flow("extend", variant, ("extend", variant.volume, "2"), "attached extended", steps)
+    words = ("qos", PLAIN.volume, PLAIN.server)
+    yield _flow("qos", PLAIN, words, "retyped limited", "limit-persistent limit-live limit-live.act.after")
     yield from _moves()
     yield from _repairs()
 

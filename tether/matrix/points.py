@@ -55,6 +55,8 @@ _BELIEVED = (
     "guest.plug_persistent",
     "guest.plug_live",
     "guest.resize",
+    "guest.limit_persistent",
+    "guest.limit_live",
     "guest.undefine_secret",
 )
 _CALLS = {

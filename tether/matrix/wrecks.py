@@ -122,6 +122,16 @@ def _has_disk(guest: Path, volume_id: str) -> bool:
     return any(volume_id in path.read_text() for path in guest.glob("*.xml"))
 
 
+def retyped(world: Path, volume_id: str) -> None:
+    """It has another type by now, with QoS specs."""
+    with book(world, "cinder") as cinder:
+        cinder["volumes"][volume_id] |= {
+            "volume_type": "limited",
+            "volume_type_id": "11177ed0-0000-4000-8000-000000000000",
+            "qos_specs": {"total_iops_sec": "500", "read_bytes_sec_per_gb": "1000000"},
+        }
+
+
 def dead(world: Path, _volume_id: str) -> None:
     """The storage is gone: no device can be flushed."""
     failure = {"call": "host.disconnect", "action": "no-flush", "times": -1, "skip": 0}
@@ -140,6 +150,7 @@ WRECKS: dict[str, Callable[[Path, str], None]] = {
     "unplugged": unplugged,
     "stray": stray,
     "dead": dead,
+    "retyped": retyped,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -29,6 +30,7 @@ class Params:
             or empty.
         whole: the all-or-nothing job that the job is a part of, or empty.
         volumes: ids of the volumes of such a job, with blanks between them; empty for other jobs.
+        limits: what a disk is to be limited to, as :func:`limits_text` has it; empty for none.
     """
 
     device: str = ""
@@ -47,3 +49,14 @@ class Params:
     targets: str = ""
     whole: str = ""
     volumes: str = ""
+    limits: str = ""
+
+
+def limits_text(limits: Mapping[str, int]) -> str:
+    """Return limits by libvirt's names as ``NAME=VALUE``, with blanks between them."""
+    return " ".join(f"{name}={value}" for name, value in limits.items() if value)
+
+
+def limits_from(text: str) -> dict[str, int]:
+    """Return what :func:`limits_text` wrote."""
+    return {name: int(value) for name, _, value in (part.partition("=") for part in text.split())}

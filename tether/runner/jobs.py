@@ -46,6 +46,7 @@ DONE = {
     "detach": "detached",
     "adopt": "attached",
     "extend": "attached",
+    "qos": "attached",
     "migrate-prepare": "prepared",
     "migrate-complete": "attached",
     "migrate-release": "released",

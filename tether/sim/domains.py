@@ -14,14 +14,16 @@ import fcntl
 import json
 import shutil
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from tether.adapters.guest.disk import IOTUNE_KEYS
 from tether.adapters.guest.model import Power
-from tether.errors import NotFound
+from tether.adapters.guest.xml import MARKS_URI, marks_xml, parse_definition, parse_disk
+from tether.errors import FinalError, NotFound
 from tether.sim.store import Store, write_whole
 
 #: The servers of :func:`seed_guests`, by name.
@@ -241,3 +243,39 @@ def running_late(state: dict[str, Any], now: float) -> list[dict[str, Any]]:
         for call in due:
             state["late"].remove(call)
     return due
+
+
+def set_mark(root: ET.Element, volume_id: str, job_id: str, adopted: list[str] | None) -> None:
+    """Set the volume's mark, or take it out if there is no job."""
+    definition = parse_definition(text(root))
+    marks = {**definition.marks, volume_id: job_id}
+    places = {volume: place for volume, place in definition.adopted.items() if volume != volume_id}
+    if adopted:
+        places[volume_id] = (adopted[0], adopted[1])
+    if not job_id:
+        del marks[volume_id]
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = ET.SubElement(root, "metadata")
+    old = metadata.find(f"{{{MARKS_URI}}}volumes")
+    if old is not None:
+        metadata.remove(old)
+    if marks:
+        metadata.append(ET.fromstring(marks_xml(marks, places)))  # noqa: S314 - written right here
+
+
+def set_limits(root: ET.Element, target: str, limits: Mapping[str, int]) -> None:
+    """Give a disk these limits and no other, by libvirt's rules."""
+    disk = next((each for each in root.iterfind("devices/disk") if parse_disk(each).target == target), None)
+    if disk is None:
+        raise FinalError(f"libvirt refused: invalid argument: disk '{target}' was not found in the domain config")
+    for what in ("bytes_sec", "iops_sec", "bytes_sec_max", "iops_sec_max"):
+        if limits.get(f"total_{what}") and (limits.get(f"read_{what}") or limits.get(f"write_{what}")):
+            raise FinalError(f"libvirt refused: total and read/write of {what} cannot be set at the same time")
+    for old in disk.findall("iotune"):
+        disk.remove(old)
+    if any(limits.values()):
+        iotune = ET.SubElement(disk, "iotune")
+        for key in IOTUNE_KEYS:
+            if limits.get(key):
+                ET.SubElement(iotune, key).text = str(limits[key])

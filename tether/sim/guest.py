@@ -26,12 +26,12 @@ from tether.adapters.guest.model import (
     Server,
     Unplugged,
 )
-from tether.adapters.guest.xml import MARKS_URI, marks_xml, parse_definition, parse_disk, parse_element
+from tether.adapters.guest.xml import parse_definition, parse_disk, parse_element
 from tether.clock import Clock, SystemClock
 from tether.errors import FinalError, NotFound, UncertainError, UsageError
 from tether.sealed import Sealed
 from tether.sim.disks import LUKS_HEADER, usable
-from tether.sim.domains import Domain, live_of, locked, running_late, text, uuids_of
+from tether.sim.domains import Domain, live_of, locked, running_late, set_limits, set_mark, text, uuids_of
 from tether.sim.script import Scripted, take
 from tether.sim.store import Store, write_whole
 
@@ -134,6 +134,10 @@ class SimGuest:
 
     def resize(self, uuid: str, target: str, size: int) -> None:
         self._act("resize", uuid, {"verb": "resize", "scope": str(Scope.LIVE), "target": target, "size": size})
+
+    def limit(self, uuid: str, scope: Scope, target: str, limits: Mapping[str, int]) -> None:
+        call = {"verb": "limit", "scope": str(scope), "target": target, "limits": dict(limits)}
+        self._act(f"limit_{scope}", uuid, call)
 
     def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
         self._secret("define_secret", {"key": f"{use.kind}:{use.usage}", "value": value.open()})
@@ -310,6 +314,8 @@ class SimGuest:
             _plug(root, disk)
             if scope is Scope.LIVE:
                 self._open_source(domain, disk)
+        elif call["verb"] == "limit":
+            set_limits(root, call["target"], call["limits"])
         elif call["verb"] == "resize":
             source = self._source_size(self._running_disk(domain, call["target"]))
             if source is not None and call["size"] > source:
@@ -320,7 +326,7 @@ class SimGuest:
                 )
             domain.state.setdefault("capacities", {})[call["target"]] = call["size"]
         else:
-            _mark(root, call["volume"], call["job"], call.get("adopted"))
+            set_mark(root, call["volume"], call["job"], call.get("adopted"))
         return None
 
     def _running_disk(self, domain: Domain, target: str) -> ET.Element:
@@ -471,25 +477,6 @@ def _carry_out(domain: Domain, reasons: set[str]) -> None:
         del pending[alias]
         if domain.live is not None:
             _remove(domain.live, alias)
-
-
-def _mark(root: ET.Element, volume_id: str, job_id: str, adopted: list[str] | None) -> None:
-    """Set the volume's mark, or take it out if there is no job."""
-    definition = parse_definition(text(root))
-    marks = {**definition.marks, volume_id: job_id}
-    places = {volume: place for volume, place in definition.adopted.items() if volume != volume_id}
-    if adopted:
-        places[volume_id] = (adopted[0], adopted[1])
-    if not job_id:
-        del marks[volume_id]
-    metadata = root.find("metadata")
-    if metadata is None:
-        metadata = ET.SubElement(root, "metadata")
-    old = metadata.find(f"{{{MARKS_URI}}}volumes")
-    if old is not None:
-        metadata.remove(old)
-    if marks:
-        metadata.append(ET.fromstring(marks_xml(marks, places)))  # noqa: S314 - written right here
 
 
 def _set_secret(book: dict[str, Any], call: Mapping[str, Any]) -> None:

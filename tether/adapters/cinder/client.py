@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tether.adapters.cinder import wire
@@ -225,6 +225,9 @@ class CinderClient(Cinder):
             lambda client: wire.encryption(client.volumes.get_encryption_metadata(volume_id)),
         )
 
+    def show_qos(self, volume_id: str) -> Mapping[str, str]:
+        return self._read("show the QoS of", "volume", volume_id, lambda client: _qos(client, volume_id))
+
     def reserve(self, volume_id: str) -> None:
         self._write("reserve", "volume", volume_id, lambda client: client.volumes.reserve(volume_id))
 
@@ -366,6 +369,22 @@ class CinderClient(Cinder):
             microversion=min(newest or BASE_MICROVERSION, HIGHEST_MICROVERSION, key=_numbers),
             service_token=self._service_token,
         )
+
+
+def _qos(client: Any, volume_id: str) -> Mapping[str, str]:
+    """Ask for a volume, its type and the type's QoS specs."""
+    volume = client.volumes.get(volume_id)
+    # By its name, which is unique: a volume shows its type's id only from 3.63.
+    kind = next((each for each in client.volume_types.list() if each.name == volume.volume_type), None)
+    if volume.volume_type and not hasattr(kind, "qos_specs_id"):
+        raise ConfigError(
+            f"Cinder does not show which QoS specs volume type {volume.volume_type} has",
+            resource=f"volume {volume_id}",
+            hint="its policy volume_extension:access_types_qos_specs_id wants an administrator",
+        )
+    if kind is None or not kind.qos_specs_id:
+        return {}
+    return wire.front_end_limits(client.qos_specs.get(kind.qos_specs_id).to_dict(), int(volume.size))
 
 
 def _asked(id: str, found: Found) -> Found:

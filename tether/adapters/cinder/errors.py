@@ -45,7 +45,10 @@ _GUARD_HINT = (
     "Cinder wants a service token for this (CVE-2023-2088): set [cinder] send_service_user_token and service_cloud"
 )
 #: Calls that change nothing: after one without an answer there is nothing to find out.
-_READS = ("ask for the versions of", "find", "show", "list", "list attachments of", "show the encryption of")
+_READS = (
+    *("ask for the versions of", "find", "show", "list", "list attachments of"),
+    *("show the encryption of", "show the QoS of"),
+)
 _READ_BACK_HINT = "it may have happened, or may still: read the volume's state back before deciding"
 _ANSWER_HINT = "check that cinder-api and its database answer: openstack volume service list"
 #: What Keystone is asked for first.

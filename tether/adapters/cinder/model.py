@@ -238,6 +238,15 @@ class Cinder(Protocol):
     def show_encryption(self, volume_id: str) -> Encryption | None:
         """Return how the volume is encrypted, or None if it is not."""
 
+    def show_qos(self, volume_id: str) -> Mapping[str, str]:
+        """Return the front-end limits that a connection made now would have; empty if its type has none.
+
+        Reads the volume's type and its QoS specs, which Cinder shows to administrators alone by default.
+
+        Raises:
+            ConfigError: also if Cinder does not show the type's QoS specs.
+        """
+
     def reserve(self, volume_id: str) -> None:
         """os-reserve (legacy): available -> attaching, with no row and no owner."""
 

@@ -176,6 +176,30 @@ def encryption(body: Mapping[str, Any]) -> Encryption | None:
     )
 
 
+def front_end_limits(body: Mapping[str, Any], size: int) -> dict[str, str]:
+    """Return the limits of QoS specs for a volume, as Cinder computes them for a connection.
+
+    Source: ``volume/manager.py:_parse_connection_options``.
+
+    Args:
+        body: of ``GET /qos-specs/{id}``.
+        size: the volume's, in GiB: the limits that the specs give per GiB go by it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not such a body.
+    """
+    if body["consumer"] not in {"front-end", "both"}:
+        return {}
+    specs = {str(key): str(value) for key, value in body["specs"].items()}
+    for limit in (f"{who}_{what}_sec" for who in ("read", "write", "total") for what in ("iops", "bytes")):
+        if f"{limit}_per_gb" not in specs:
+            continue
+        least = int(specs.pop(f"{limit}_per_gb_min", 0))
+        value = max(least, int(specs.pop(f"{limit}_per_gb")) * size)
+        specs[limit] = str(min(value, int(specs.pop(f"{limit}_max", value))))
+    return specs
+
+
 def _text(value: object) -> str:
     # JSON can say what neither a database nor a terminal can hold: half a character, and NUL.
     return "" if value is None else _UNHEARD.sub("\ufffd", str(value))

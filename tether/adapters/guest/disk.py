@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from tether.adapters.cinder.model import ACCESS_MODES, Connection, Encryption, Volume
-from tether.adapters.guest.model import alias_of
+from tether.adapters.guest.model import Disk, alias_of
 from tether.adapters.guest.slots import Slot
 from tether.adapters.guest.xml import iscsi_source, parse_element
 from tether.adapters.host.model import Device
@@ -151,7 +151,7 @@ def spec_for(
         "discard": connection.discard,
         "readonly": mode == "ro" or connection.access_mode == "ro" or volume.readonly,
         "shareable": volume.multiattach,
-        "iotune": _iotune(volume, connection.qos_specs),
+        "iotune": limits_of(volume, connection.qos_specs),
         "logical_block_size": connection.logical_block_size,
         "physical_block_size": connection.physical_block_size,
     }
@@ -237,6 +237,13 @@ def render(spec: DiskSpec) -> str:
     ET.SubElement(disk, "alias", {"name": alias_of(spec.volume_id)})
     ET.SubElement(disk, "address", spec.slot.address)
     return ET.tostring(disk, encoding="unicode")
+
+
+def limits_in(disk: Disk) -> dict[str, int]:
+    """Return the limits that a disk of a definition has."""
+    iotune = parse_element(disk.xml, "disk").find("iotune")
+    found = {} if iotune is None else {each.tag: each.text or "" for each in iotune}
+    return {key: int(found[key]) for key in IOTUNE_KEYS if found.get(key, "0").strip("0")}
 
 
 def rehome(domain: str, specs: Iterable[DiskSpec]) -> str:
@@ -413,8 +420,12 @@ def _rbd(volume_id: str, data: Mapping[str, Any], settings: Settings) -> dict[st
     }
 
 
-def _iotune(volume: Volume, qos_specs: Mapping[str, str]) -> dict[str, int]:
-    """Return the limits that libvirt knows; keys of the backend's own are Cinder's business."""
+def limits_of(volume: Volume, qos_specs: Mapping[str, str]) -> dict[str, int]:
+    """Return the limits that libvirt knows; keys of the backend's own are Cinder's business.
+
+    Raises:
+        FinalError: one of them is no number.
+    """
     limits: dict[str, int] = {}
     for key in IOTUNE_KEYS:
         if key not in qos_specs:

@@ -10,6 +10,7 @@ from uuid import UUID
 from xml.etree import ElementTree as ET
 
 from tether.adapters.guest.connection import Libvirtd, Waiter
+from tether.adapters.guest.disk import IOTUNE_KEYS
 from tether.adapters.guest.model import (
     Definition,
     Disk,
@@ -147,6 +148,11 @@ class LibvirtGuest:
     def resize(self, uuid: str, target: str, size: int) -> None:
         flags = self._libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
         self._change(uuid, "blockResize", lambda domain: domain.blockResize(target, size, flags))
+
+    def limit(self, uuid: str, scope: Scope, target: str, limits: Mapping[str, int]) -> None:
+        wanted = dict.fromkeys(IOTUNE_KEYS, 0) | dict(limits)  # what is not given would stay as it is
+        flags = self._flags[scope]
+        self._change(uuid, "setBlockIoTune", lambda domain: domain.setBlockIoTune(target, wanted, flags))
 
     def _running_disk(self, uuid: str, target: str) -> None:
         live = self.show_server(uuid).live

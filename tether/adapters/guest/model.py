@@ -271,6 +271,18 @@ class Guest(Protocol):
             FinalError: the domain does not run, has no such disk, or its source is smaller.
         """
 
+    def limit(self, uuid: str, scope: Scope, target: str, limits: Mapping[str, int]) -> None:
+        """Give a disk of one definition these limits, and no other (virDomainSetBlockIoTune). Repeatable.
+
+        Args:
+            target: the device name in that definition: ``vdb``.
+            limits: libvirt's names of ``<iotune>``, with bytes or operations a second; empty for none.
+
+        Raises:
+            FinalError: that definition is not there or has no such disk, or libvirt does not take these limits
+                together.
+        """
+
     def define_secret(self, use: SecretUse, value: Sealed[str]) -> None:
         """Define the secret if it is absent, and set its value anew."""
 

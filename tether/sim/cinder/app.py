@@ -56,6 +56,8 @@ _HANDLERS: dict[str, Callable[[Call, Route], Answer]] = {
         volumes.create_volume,
         volumes.delete_volume,
         volumes.show_encryption,
+        volumes.list_types,
+        volumes.show_qos,
         attachments.list_attachments,
         attachments.show_attachment,
         attachments.create_attachment,

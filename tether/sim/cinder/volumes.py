@@ -90,6 +90,28 @@ def show_encryption(call: Call, route: Route) -> Answer:
     return Answer(200, volume["encryption"] or {"encryption_key_id": None})
 
 
+def list_types(call: Call, _route: Route) -> Answer:
+    """GET /types: those of the volumes that are there; each has the QoS specs that its volumes have."""
+    rows = call.book.get("volumes", {}).values()
+    limited = {row["volume_type_id"] for row in rows if row["qos_specs"]}
+    types = [
+        {"id": type_id, "name": name, "is_public": True, "description": None, "extra_specs": {}}
+        | {"qos_specs_id": type_id if type_id in limited else None}
+        for type_id, name in sorted({(row["volume_type_id"], row["volume_type"]) for row in rows})
+    ]
+    return Answer(200, {"volume_types": types})
+
+
+def show_qos(call: Call, route: Route) -> Answer:
+    """GET /qos-specs/{id}."""
+    for row in call.book.get("volumes", {}).values():
+        if row["volume_type_id"] == route.target and row["qos_specs"]:
+            name, specs = f"qos-{row['volume_type']}", row["qos_specs"]
+            shown = {"id": route.target, "name": name, "consumer": "front-end", "specs": specs}
+            return Answer(200, {"qos_specs": shown})
+    raise Fault(404, f"QoS specs {route.target} could not be found.")
+
+
 def _matches(call: Call, row: Row) -> bool:
     query = call.request.query
     if "all_tenants" not in query and row["project_id"] != call.request.project:

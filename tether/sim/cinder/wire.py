@@ -142,7 +142,7 @@ _ATTACHMENT_ACTIONS = {"os-complete": "complete_attachment"}
 
 # A project in the URL is hexadecimal (cinder's project_id_regex), or absent.
 _PATH = re.compile(
-    r"/v3(?:/(?P<project>[0-9a-f-]+))?/(?P<kind>volumes|attachments)(?:/(?P<target>[^/]+)(?:/(?P<leaf>[^/]+))?)?/?"
+    r"/v3(?:/(?P<project>[0-9a-f-]+))?/(?P<kind>volumes|attachments|types|qos-specs)(?:/(?P<target>[^/]+)(?:/(?P<leaf>[^/]+))?)?/?"
 )
 
 _VERBS = {
@@ -151,6 +151,8 @@ _VERBS = {
     ("GET", "volumes", True, ""): "show_volume",
     ("DELETE", "volumes", True, ""): "delete_volume",
     ("GET", "volumes", True, "encryption"): "show_encryption",
+    ("GET", "types", False, ""): "list_types",
+    ("GET", "qos-specs", True, ""): "show_qos",
     ("GET", "attachments", False, ""): "list_attachments",
     ("POST", "attachments", False, ""): "create_attachment",
     ("GET", "attachments", True, ""): "show_attachment",
@@ -159,7 +161,9 @@ _VERBS = {
 }
 
 #: The verbs that change nothing.
-READS = frozenset({"list_volumes", "show_volume", "show_encryption", "list_attachments", "show_attachment"})
+READS = frozenset(
+    {"list_volumes", "show_volume", "show_encryption", "list_types", "show_qos", "list_attachments", "show_attachment"}
+)
 
 
 def route(request: Request) -> Route:
