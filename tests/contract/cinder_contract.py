@@ -4,9 +4,11 @@ Every test takes the fixtures
 
 * ``cinder``: a ``Cinder`` whose requests carry a service token (or its lab equivalent);
 * ``plain_cinder``: one without, for the same project;
-* ``new_volume``: ``new_volume(name="", multiattach=False, encrypted=False, readonly=None, status="available")``
-  makes a volume of 1 GiB and returns its id; ``readonly`` is ``os-update_readonly_flag``, ``status`` is
-  ``os-reset_status``, ``encrypted`` is LUKS, opened in the front end;
+* ``new_volume``: ``new_volume(name="", multiattach=False, encrypted=False, limited=False, readonly=None,
+  status="available")`` makes a volume of 1 GiB and returns its id; ``readonly`` is ``os-update_readonly_flag``,
+  ``status`` is ``os-reset_status``, ``encrypted`` is LUKS, opened in the front end, ``limited`` is of a type with QoS
+  specs;
+* ``limit_type``: ``limit_type(volume_id, specs)`` gives that type these front-end QoS specs and no other;
 * ``fault``: a context manager ``fault(volume_id, step, what)`` in which the backend fails at a step of the driver
   (``initialize_connection``, ``terminate_connection``, ``remove_export``). ``what`` is ``fail`` (it raises), or
   ``late``: the answer is the 500 of an RPC that timed out, and the call is carried out after it.
@@ -23,6 +25,7 @@ from tests.contract.cinder_attachments import AttachmentsContract
 from tests.contract.cinder_extend import ExtendContract
 from tests.contract.cinder_faults import FaultsContract
 from tests.contract.cinder_legacy import LegacyContract
+from tests.contract.cinder_qos import QosContract
 from tests.contract.cinder_words import CONNECTOR, NewVolume, connected, uuid
 from tether.adapters.cinder import client, wire
 from tether.adapters.cinder.model import Cinder
@@ -166,5 +169,5 @@ class LookupContract:
         assert cinder.update_attachment(attachment, CONNECTOR).encrypted
 
 
-class CinderContract(AttachmentsContract, ExtendContract, LegacyContract, FaultsContract, LookupContract):
+class CinderContract(AttachmentsContract, ExtendContract, LegacyContract, FaultsContract, QosContract, LookupContract):
     """All of it."""

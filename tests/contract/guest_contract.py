@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from tether.adapters.guest.disk import DiskSpec, render, source_of
+from tether.adapters.guest.disk import DiskSpec, limits_in, render, source_of
 from tether.adapters.guest.model import Guest, Power, Scope, SecretUse, Server, Unplugged, alias_of
 from tether.adapters.guest.slots import Slot, choose_slot
 from tether.errors import FinalError, NotFound
@@ -144,6 +144,41 @@ class GuestContract:
                 guest.capacity(where, target)
             with pytest.raises(FinalError):
                 guest.resize(where, target, 1 << 30)
+
+    @pytest.mark.parametrize("scope", BOTH)
+    @pytest.mark.parametrize("bus", ["virtio", "scsi"])
+    def test_a_disk_has_the_limits_that_it_was_given_last_and_no_other(self, guest, server, new_disk, bus, scope):
+        spec = new_disk(server, bus, iotune={"total_bytes_sec": 10_000_000, "total_bytes_sec_max": 20_000_000})
+        for each in BOTH:
+            guest.plug(server, each, render(spec))
+        for limits in ({"read_bytes_sec": 4096000, "write_iops_sec": 70, "size_iops_sec": 4096}, {}):
+            for _ in range(2):
+                guest.limit(server, scope, spec.slot.target, limits)
+                shown = guest.show_server(server)
+                assert limits_in(shown.definition(scope).disk(spec.volume_id)) == limits
+        other = next(each for each in BOTH if each is not scope)
+        assert limits_in(shown.definition(other).disk(spec.volume_id)) == spec.iotune
+
+    @pytest.mark.parametrize("scope", BOTH)
+    def test_limits_that_do_not_go_together_are_refused_and_change_nothing(self, guest, server, new_disk, scope):
+        spec = new_disk(server, iotune={"total_iops_sec": 500})
+        guest.plug(server, scope, render(spec))
+        with pytest.raises(FinalError):
+            guest.limit(server, scope, spec.slot.target, {"total_iops_sec": 500, "read_iops_sec": 100})
+        assert limits_in(guest.show_server(server).definition(scope).disk(spec.volume_id)) == spec.iotune
+
+    def test_what_is_not_there_cannot_be_limited(self, guest, server, stopped, new_disk):
+        spec = new_disk(stopped)
+        guest.plug(stopped, Scope.PERSISTENT, render(spec))
+        guest.limit(stopped, Scope.PERSISTENT, spec.slot.target, {"total_iops_sec": 500})
+        assert limits_in(guest.show_server(stopped).persistent.disk(spec.volume_id)) == {"total_iops_sec": 500}
+        for where, scope, target in (
+            (stopped, Scope.LIVE, spec.slot.target),
+            (server, Scope.LIVE, "vdzz"),
+            (server, Scope.PERSISTENT, "vdzz"),
+        ):
+            with pytest.raises(FinalError):
+                guest.limit(where, scope, target, {"total_iops_sec": 500})
 
     @pytest.mark.parametrize("scope", BOTH)
     def test_unplugging_what_is_not_there_is_removed(self, guest, server, scope):

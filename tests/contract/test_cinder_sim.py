@@ -49,11 +49,20 @@ def plain_cinder(store: Store) -> Cinder:
 
 @pytest.fixture
 def new_volume(store: Store) -> Callable[..., str]:
-    def make(name: str = "", *, readonly: bool | None = None, **facts: Any) -> str:
+    def make(name: str = "", *, readonly: bool | None = None, limited: bool = False, **facts: Any) -> str:
         flag = {} if readonly is None else {"admin_metadata": {"readonly": str(readonly)}}
-        return add_volume(store, name=name or None, **flag, **facts)
+        return add_volume(store, name=name or None, volume_type="limited" if limited else "plain", **flag, **facts)
 
     return make
+
+
+@pytest.fixture
+def limit_type(store: Store) -> Callable[[str, dict[str, str]], None]:
+    def change(volume_id: str, specs: dict[str, str]) -> None:
+        with store.change("cinder") as book:
+            book["volumes"][volume_id]["qos_specs"] = specs
+
+    return change
 
 
 @pytest.fixture

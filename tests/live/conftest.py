@@ -121,6 +121,19 @@ class Live:
 
         wait_for(gone)
 
+    def limits(self) -> dict[str, str]:
+        """Return the QoS specs of the volume type ``qos``."""
+        return dict(self.cinder.qos_specs.find(name="limited").specs)
+
+    def limit(self, specs: dict[str, str]) -> None:
+        """Give the volume type ``qos`` these QoS specs, and no other."""
+        there = self.cinder.qos_specs.find(name="limited")
+        gone = [key for key in there.specs if key not in specs]
+        if gone:
+            self.cinder.qos_specs.unset_keys(there.id, gone)
+        if specs:
+            self.cinder.qos_specs.set_keys(there.id, specs)
+
     def volume_id(self, name: str) -> str:
         """Return the id of ``vol1``, ``vol2`` or ``shared1``."""
         return str(self.cinder.volumes.find(name=name).id)

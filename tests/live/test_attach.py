@@ -213,6 +213,51 @@ def test_quality_of_service_reaches_qemu(live: Live, new_volume: NewVolume) -> N
     live.assert_books(before)
 
 
+@pytest.fixture
+def limit_type(live: Live) -> Iterator[Callable[[dict[str, str]], None]]:
+    """Give the volume type ``qos`` other QoS specs; it has its own again after the test."""
+    before = live.limits()
+    yield live.limit
+    live.limit(before)
+
+
+@pytest.mark.proves("iscsi-qemu", "QoS")
+@pytest.mark.parametrize("power", ["running", "stopped"])
+def test_limits_that_change_in_cinder_reach_an_attached_disk(
+    live: Live, new_volume: NewVolume, limit_type: Callable[[dict[str, str]], None], power: str
+) -> None:
+    server = GUEST if power == "running" else live.stopped
+    scopes = ("--live", "--config") if power == "running" else ("--config",)
+    volume_id = new_volume("qos")
+    before = live.judge.snapshot()
+    device = attached(live.tether("attach", volume_id, server, "-f", "json"))["device"]
+    with_disk = live.judge.snapshot()
+
+    def in_force(scope: str) -> dict[str, str]:
+        said = re.findall(r"(\w+)\s*: (\d+)", live.virsh("blkdeviotune", server, device, scope))
+        return {name: value for name, value in said if value != "0"}
+
+    first = in_force("--config")
+    assert first["total_iops_sec"] == "500"
+    for specs, limits in (
+        ({"write_iops_sec": "70", "read_bytes_sec_per_gb": "4096000"}, {"write_iops_sec", "read_bytes_sec"}),
+        ({}, set[str]()),
+    ):
+        limit_type(specs)
+        done = live.tether("qos", volume_id, server)
+        assert done.code == DONE, done.err
+        for scope in scopes:
+            found = in_force(scope)
+            assert {name for name in found if not name.endswith("_max_length")} == limits, scope
+            assert found.get("read_bytes_sec", "4096000") == "4096000"
+    limit_type({"total_iops_sec": "500", "total_bytes_sec": "10485760"})
+    assert live.tether("qos", volume_id, server).code == DONE
+    assert in_force(scopes[0]) == first
+    live.assert_books(with_disk)
+    detach(live, volume_id, server)
+    live.assert_books(before)
+
+
 @pytest.mark.proves("iscsi-qemu", "read-only")
 def test_a_volume_that_cinder_calls_read_only(live: Live, new_volume: NewVolume) -> None:
     volume_id = new_volume()

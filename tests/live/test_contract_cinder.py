@@ -41,10 +41,12 @@ def new_volume(live: Live) -> Iterator[Callable[..., str]]:
         *,
         multiattach: bool = False,
         encrypted: bool = False,
+        limited: bool = False,
         readonly: bool | None = None,
         status: str = "available",
     ) -> str:
-        kind = "luks" if encrypted else "multiattach" if multiattach else "iscsi"
+        kinds = {"luks": encrypted, "multiattach": multiattach, "qos": limited}
+        kind = next((each for each, wanted in kinds.items() if wanted), "iscsi")
         volume = admin.volumes.create(1, name=name or None, volume_type=kind)
         made.append(volume.id)
         wait_for(lambda: admin.volumes.get(volume.id).status in ("available", "error"))
@@ -58,6 +60,17 @@ def new_volume(live: Live) -> Iterator[Callable[..., str]]:
     yield make
     for volume_id in made:
         live.remove(volume_id)
+
+
+@pytest.fixture
+def limit_type(live: Live) -> Iterator[Callable[[str, dict[str, str]], None]]:
+    before = live.limits()
+
+    def change(_volume_id: str, specs: dict[str, str]) -> None:
+        live.limit(specs)
+
+    yield change
+    live.limit(before)
 
 
 @pytest.fixture

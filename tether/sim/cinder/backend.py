@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from tether.adapters.cinder.wire import front_end_limits
 from tether.sim.cinder.rows import Book, Row, attachments_of
 from tether.sim.cinder.wire import Fault
 
@@ -64,7 +65,7 @@ def connection_info(book: Book, volume: Row, connector: Mapping[str, Any]) -> di
     admin = volume["admin_metadata"]
     data |= {
         "volume_id": volume["id"],
-        "qos_specs": volume["qos_specs"],
+        "qos_specs": _limits(volume),
         "access_mode": admin.get("attached_mode") or ("ro" if admin.get("readonly") == "True" else "rw"),
         "encrypted": volume["encryption"] is not None,
         "cacheable": False,
@@ -78,6 +79,11 @@ def connection_info(book: Book, volume: Row, connector: Mapping[str, Any]) -> di
     if volume["names_identity"]:
         data["wwn"] = volume["wwn"]
     return {"driver_volume_type": volume["protocol"], "data": data}
+
+
+def _limits(volume: Row) -> dict[str, str] | None:
+    specs = volume["qos_specs"]
+    return specs and front_end_limits({"consumer": "front-end", "specs": specs}, volume["size"])
 
 
 def _iscsi_data(book: Book, volume: Row) -> dict[str, Any]:
