@@ -52,6 +52,7 @@ PACKAGES = (
     "lvm2",
     "multipath-tools",
     "nfs-common",
+    "nfs-kernel-server",
     "nvme-cli",
     "open-iscsi",
     "python3-rtslib-fb",

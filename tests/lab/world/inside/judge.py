@@ -1,7 +1,7 @@
 """What a lab's host holds, as one comparable value; it imports nothing of tether's adapters.
 
 Cinder's database, libvirt and tether's ledger are read by the live world's judge; the rest is what a host with kernel
-iSCSI has besides: LIO's targets, sessions, node records, disks, maps, and tether's own links.
+iSCSI and NFS has besides: LIO's targets, sessions, node records, disks, maps, mounts, and tether's own links.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def host() -> dict[str, list[str]]:
         "disks": sorted(disks),
         "maps": sorted(line for line in maps if ":mpath-" in line or ":CRYPT-" in line),
         "links": sorted(f"{path.parent.name}/{path.name}" for path in RUN.glob("*/*")),
+        "mounts": sorted(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " nfs4 " in line),
         "by-id": sorted(path.name for path in _children(Path("/dev/disk/by-id")) if "os-brick" in path.name),
     }
 

@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 GUEST = "guest1"
 GROUP = "cinder-volumes"
 PORTALS = ("10.99.1.1", "10.99.2.1")
+#: What the NFS server exports; each volume of type ``nfs`` is a file there.
+SHARE = Path("/srv/share")
 DATA_DISKS = (Path("/dev/ubdb"), Path("/dev/vdb"))
 TETHER = Path("/opt/tether/lib/python3.11/site-packages")
 UNIT = Path("/etc/systemd/system/cinder.service")
@@ -64,7 +66,7 @@ def works(*words: str) -> bool:
 
 
 def start_storage() -> None:
-    """Make the volume group on the data disk, and what LIO needs of the kernel."""
+    """Make the volume group on the data disk, what LIO needs of the kernel, and the NFS server's share."""
     if not works("vgs", GROUP):
         disk = next((path for path in DATA_DISKS if path.exists()), None)
         if disk is None:
@@ -75,7 +77,8 @@ def start_storage() -> None:
     if not works("mountpoint", "-q", "/sys/kernel/config"):
         call("mount", "-t", "configfs", "configfs", "/sys/kernel/config")
     wait_until("the portals' addresses", lambda: all(f" {ip}/" in call("ip", "-4", "-o", "addr") for ip in PORTALS), 30)
-    call("systemctl", "start", "iscsid", "multipathd")
+    SHARE.mkdir(parents=True, exist_ok=True)
+    call("systemctl", "start", "iscsid", "multipathd", "nfs-server")
 
 
 def start_cinder() -> None:
@@ -100,9 +103,9 @@ def fill_cinder() -> None:
     """Make the volume types and one volume, unless they are there."""
     api = Api(Host())
     have = {row["name"] for row in api.call("GET", "/types")["volume_types"]}
-    for name in {"lvm", "multiattach", *ENCRYPTED} - have:
-        specs = {"volume_backend_name": "lvm", **({"multiattach": "<is> True"} if name == "multiattach" else {})}
-        make_type(api, name, specs)
+    for name in {"lvm", "nfs", "multiattach", *ENCRYPTED} - have:
+        specs = {"volume_backend_name": "nfs" if name == "nfs" else "lvm"}
+        make_type(api, name, specs | ({"multiattach": "<is> True"} if name == "multiattach" else {}))
     if not any(row["name"] == "vol1" for row in api.call("GET", "/volumes")["volumes"]):
         create_volume("vol1")
 
