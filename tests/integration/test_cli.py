@@ -70,7 +70,7 @@ def test_every_command_with_a_result_is_in_the_table() -> None:
         if importlib.util.find_spec(where.partition(":")[0]) and _has_formats(where)
     }
     tested_apart = {"adopt", "audit", "extend", "faults list", "faults run", "job abort", "job settle"}
-    tested_apart |= {"migrate abort", "migrate complete", "migrate prepare", "reconnect", "repair"}
+    tested_apart |= {"migrate abort", "migrate complete", "migrate prepare", "qos", "reconnect", "repair"}
     assert formats - tested_apart == set(RESULTS)
 
 

@@ -81,6 +81,8 @@ def test_every_scripted_verb_is_known_by_its_request(api: Api) -> None:
         "complete_attachment": lambda: api.complete(attachment),
         "delete_attachment": lambda: api.delete(attachment),
         "show_encryption": lambda: api.call("GET", f"/volumes/{volume}/encryption"),
+        "list_types": lambda: api.call("GET", "/types"),
+        "show_qos": lambda: api.call("GET", f"/qos-specs/{volume}"),
         "reserve": lambda: api.action(volume, "os-reserve"),
         "unreserve": lambda: api.action(volume, "os-unreserve"),
         "initialize_connection": lambda: api.action(volume, "os-initialize_connection", {"connector": connector()}),

@@ -63,24 +63,34 @@ class CheckLimits(Step):
         return Limits(had.get(Scope.PERSISTENT, other), had.get(Scope.LIVE, other))
 
 
-class _Limit(Step):
-    """What the steps of both definitions have in common."""
+class Limit(Step):
+    """What the steps of both definitions have in common.
+
+    Attributes:
+        scope: whose disk it is.
+    """
 
     scope: ClassVar[Scope]
 
-    def act(self) -> None:
-        if not self._give(limits_from(self.job.params.limits)):
+    def limit(self) -> None:
+        """Give the disk the limits of the job.
+
+        Raises:
+            FinalError: the definition no longer has it.
+        """
+        if not self.give(limits_from(self.job.params.limits)):
             raise _not_limited(
                 self.run,
                 f"server {self.job.server_name} no longer has its disk",
                 f"see: tether explain {self.job.volume_name}",
             )
 
-    def undo(self, had: Limits) -> None:
-        self._give(had.live if self.scope is Scope.LIVE else had.persistent)
+    def give(self, limits: dict[str, int]) -> bool:
+        """Give the disk these limits and prove it; return False if it is not there, though the definition is.
 
-    def _give(self, limits: dict[str, int]) -> bool:
-        """Give the disk these limits and prove it; return False if it is not there, though the definition is."""
+        Raises:
+            UncertainError: it has others afterwards.
+        """
         server = self.run.see_server()
         disk = own_disks(self.run, server).get(self.scope)
         if disk is None:
@@ -97,7 +107,7 @@ class _Limit(Step):
         return True
 
 
-class LimitPersistent(_Limit):
+class LimitPersistent(Limit):
     """Give the disk its limits in the persistent definition: those that the server starts with.
 
     Effect: setBlockIoTune with VIR_DOMAIN_AFFECT_CONFIG. Key: the disk's limits. May be repeated.
@@ -111,9 +121,15 @@ class LimitPersistent(_Limit):
     repeatable = True
     scope = Scope.PERSISTENT
 
+    def act(self) -> None:
+        self.limit()
 
-class LimitLive(_Limit):
-    """Give the running disk its limits; QEMU goes by them at once. The pivot.
+    def undo(self, had: Limits) -> None:
+        self.give(had.persistent)
+
+
+class LimitLive(Limit):
+    """Give the running disk its limits; QEMU goes by them at once.
 
     Effect: setBlockIoTune with VIR_DOMAIN_AFFECT_LIVE. Key: the disk's limits. May be repeated.
     Compensation: the limits that it had.
@@ -125,3 +141,9 @@ class LimitLive(_Limit):
     book = "guest"
     repeatable = True
     scope = Scope.LIVE
+
+    def act(self) -> None:
+        self.limit()
+
+    def undo(self, had: Limits) -> None:
+        self.give(had.live)
