@@ -22,7 +22,7 @@ from tests.live.world.console import GuestDisk
 from tests.live.world.layout import CHECKOUT
 
 UP_LIMIT = 2400  # seconds; the first start on a machine builds the image
-TEST_LIMIT = 900  # seconds for one test by itself: everything in a lab is slow
+TEST_LIMIT = 1200  # seconds for one test by itself: everything in a lab is slow
 GUEST = "guest1"
 NOT_PASSED = 99  # the code of a command that ends before it has come to the point where it was to stand still
 #: A guest without a system: what it is asked it does not hear, as a guest in its boot loader.

@@ -24,18 +24,20 @@ def cut_and_boot(lab: LabHost) -> None:
 
 
 @pytest.mark.proves("iscsi", "reconnect")
+@pytest.mark.proves("nfs", "reconnect")
 @pytest.mark.parametrize("multipath", CASES[: counted(1, 2)], ids=["multipath", "single"][: counted(1, 2)])
 def test_after_a_power_cut_the_guest_starts_with_what_it_had(
     lab: LabHost, new_volume: Callable[..., str], multipath: bool
 ) -> None:
-    volume_id, other = new_volume(), new_volume()
+    volume_id, other, file = new_volume(), new_volume(), new_volume("nfs")
     before = lab.books()
     settings = {"host__volume_use_multipath": multipath}
-    done = lab.tether("attach", volume_id, lab.guest, **settings)
-    assert done.code == DONE, done.err
-    mark = uuid.uuid4().hex
-    disk = lab.wait_for_disk(volume_id)
-    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
+    marks = {each: uuid.uuid4().hex for each in (volume_id, file)}
+    for each, mark in marks.items():
+        done = lab.tether("attach", each, lab.guest, **settings)
+        assert done.code == DONE, done.err
+        disk = lab.wait_for_disk(each)
+        lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
     done = lab.tether("--fault", "export-volume.act.after=kill", "attach", other, lab.guest, **settings)
     assert done.code == KILLED, done.err
 
@@ -51,20 +53,21 @@ def test_after_a_power_cut_the_guest_starts_with_what_it_had(
     )
     lab.run("systemctl start tether-reconnect || { journalctl -u tether-reconnect --no-pager; exit 1; }")
 
-    links = {f"volumes/{each}" for each in (volume_id, other)}
+    links = {f"volumes/{each}" for each in (volume_id, other, file)}
     after = lab.books()
     assert set(after["host"]["links"]) >= links
     for each in (volume_id, other):
         assert sum(each in target for target in after["host"]["sessions"]) == 1 + multipath
     assert len(after["host"]["maps"]) == len(before["host"]["maps"]) + 2 * multipath
     lab.inside("boot")
-    disk = lab.wait_for_disk(volume_id)
-    assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 2>/dev/null").strip() == mark
+    for each, mark in marks.items():
+        disk = lab.wait_for_disk(each)
+        assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 2>/dev/null").strip() == mark
     assert lab.wait_for_disk(other)
     audit = lab.tether("audit", "-f", "json", **settings)
     assert audit.code == DONE, audit.out
 
-    for each in (volume_id, other):
+    for each in (volume_id, other, file):
         done = lab.tether("detach", each, lab.guest, **settings)
         assert done.code == DONE, done.err
     assert diff(before, lab.books()) == []
