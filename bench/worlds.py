@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.world.layout import MOUNT_POINT
+from tests.live.world import libvirt_part
 from tests.live.world.cinder_part import Api
+from tests.live.world.guest_image import guest_image
 from tests.live.world.layout import GUESTS, World
 from tests.live.world.processes import wait_until
 from tether.settings import Settings, load
@@ -51,7 +53,7 @@ def opened(name: str, most: int) -> Iterator[Place]:
     """Find the world that runs, and make a volume for each guest.
 
     Args:
-        most: guests to use.
+        most: guests to use; the live world gets as many.
 
     Raises:
         SystemExit: there is none.
@@ -64,10 +66,22 @@ def _live(stack: ExitStack, most: int) -> Place:
     world = World.of_environment()
     if not world.exists():
         raise SystemExit("no live world runs here: start one with bin/live up")
-    guests = GUESTS[:most]
+    own = [_guest(stack, world, f"bench{number}") for number in range(most - len(GUESTS))]
+    for name in own:
+        wait_until(f"{name} boots", libvirt_part.console(world, name).is_up, LIMIT)
+    guests = (*GUESTS, *own)[:most]
     volumes = _volumes(stack, Api(world), "iscsi", len(guests))
     words = ("--config-file", str(world.config_file))
     return Place(load(str(world.config_file)), words, world.environment, guests, volumes)
+
+
+def _guest(stack: ExitStack, world: World, name: str) -> str:
+    """Start a guest, which is gone when the stack is left."""
+    libvirt_part.define_guest(world, guest_image(), name)
+    stack.callback(libvirt_part.virsh, world, "undefine", name)
+    libvirt_part.virsh(world, "start", name)
+    stack.callback(libvirt_part.virsh, world, "destroy", name)
+    return name
 
 
 @dataclass(frozen=True)

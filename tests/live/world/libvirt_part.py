@@ -136,22 +136,26 @@ def start_guests(world: World, image: Path) -> None:
     running = virsh(world, "list", "--name").split()
     for name in (*GUESTS, STOPPED):
         if name not in defined:
-            ports = "<controller type='pci' model='pcie-root-port'/>" * ROOT_PORTS
-            file = world.directory / f"{name}.xml"
-            write(
-                file,
-                DOMAIN.format(
-                    name=name,
-                    image=image,
-                    world=world.directory,
-                    ports=ports,
-                    log=world.console_log(name),
-                    socket=world.console_socket(name),
-                ),
-            )
-            virsh(world, "define", str(file))
+            define_guest(world, image, name)
         if name != STOPPED and name not in running:
             virsh(world, "start", name)
+
+
+def define_guest(world: World, image: Path, name: str) -> None:
+    """Define a guest; it is not started."""
+    file = world.directory / f"{name}.xml"
+    write(
+        file,
+        DOMAIN.format(
+            name=name,
+            image=image,
+            world=world.directory,
+            ports="<controller type='pci' model='pcie-root-port'/>" * ROOT_PORTS,
+            log=world.console_log(name),
+            socket=world.console_socket(name),
+        ),
+    )
+    virsh(world, "define", str(file))
 
 
 def console(world: World, guest: str) -> Console:
