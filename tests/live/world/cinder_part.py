@@ -189,6 +189,18 @@ def make_type(api: Api, name: str, specs: dict[str, str]) -> str:
     return made
 
 
+def limit_type(api: Api, type_id: str, specs: dict[str, str]) -> None:
+    """Give a volume type these QoS specs, with a consumer, and no other."""
+    rows = {row["name"]: row for row in api.call("GET", "/qos-specs")["qos_specs"]}
+    if "limited" not in rows:
+        rows["limited"] = api.call("POST", "/qos-specs", {"qos_specs": {"name": "limited", **specs}})["qos_specs"]
+    place = f"/qos-specs/{rows['limited']['id']}"
+    api.call("GET", f"{place}/associate?vol_type_id={type_id}")
+    if gone := [key for key in rows["limited"]["specs"] if key not in specs]:
+        api.call("PUT", f"{place}/delete_keys", {"keys": gone})
+    api.call("PUT", place, {"qos_specs": specs})
+
+
 def fill_cinder(world: World) -> None:
     """Make the volume types and the volumes that are not there yet."""
     api = Api(world)
@@ -196,10 +208,7 @@ def fill_cinder(world: World) -> None:
     for name, specs in TYPES.items():
         if name not in types:
             types[name] = make_type(api, name, specs)
-    qos = {row["name"]: row["id"] for row in api.call("GET", "/qos-specs")["qos_specs"]}
-    if "limited" not in qos:
-        qos["limited"] = api.call("POST", "/qos-specs", {"qos_specs": {"name": "limited", **QOS}})["qos_specs"]["id"]
-    api.call("GET", f"/qos-specs/{qos['limited']}/associate?vol_type_id={types['qos']}")
+    limit_type(api, types["qos"], QOS)
     have = {row["name"] for row in api.call("GET", "/volumes")["volumes"]}
     for name, kind in VOLUMES.items():
         if name not in have:

@@ -69,6 +69,9 @@ def main() -> int:
     create.add_argument("name")
     create.add_argument("--type", default="lvm")
     verb("delete", "delete a volume", services.delete_volume).add_argument("volume_id")
+    verb("limit", "give the volume type qos these QoS specs, and no other", services.limit).add_argument(
+        "specs", nargs="+", metavar="KEY=VALUE"
+    )
     words = vars(parser.parse_args())
     try:
         words.pop("work")(**words)

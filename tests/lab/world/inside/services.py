@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.live.world.cinder_part import ENCRYPTED, FIXED_KEY, Api, make_type
+from tests.live.world.cinder_part import ENCRYPTED, FIXED_KEY, Api, limit_type, make_type
 from tests.live.world.console import Console
 from tests.live.world.guest_image import guest_image
 from tests.live.world.layout import CHECKOUT, WorldError, write
@@ -102,12 +102,23 @@ def start_cinder() -> None:
 def fill_cinder() -> None:
     """Make the volume types and one volume, unless they are there."""
     api = Api(Host())
-    have = {row["name"] for row in api.call("GET", "/types")["volume_types"]}
-    for name in {"lvm", "nfs", "multiattach", *ENCRYPTED} - have:
+    have = _types(api).keys()
+    for name in {"lvm", "nfs", "qos", "multiattach", *ENCRYPTED} - have:
         specs = {"volume_backend_name": "nfs" if name == "nfs" else "lvm"}
         make_type(api, name, specs | ({"multiattach": "<is> True"} if name == "multiattach" else {}))
     if not any(row["name"] == "vol1" for row in api.call("GET", "/volumes")["volumes"]):
         create_volume("vol1")
+
+
+def _types(api: Api) -> dict[str, str]:
+    return {row["name"]: row["id"] for row in api.call("GET", "/types")["volume_types"]}
+
+
+def limit(specs: list[str]) -> None:
+    """Give the volume type ``qos`` these front-end QoS specs, ``KEY=VALUE``, and no other."""
+    api = Api(Host())
+    given = dict(spec.split("=", 1) for spec in specs)
+    limit_type(api, _types(api)["qos"], {"consumer": "front-end", **given})
 
 
 def create_volume(name: str, kind: str = "lvm", size: int = 1) -> str:
