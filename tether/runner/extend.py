@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tether.adapters.cinder.model import Volume
-from tether.errors import ConflictError, FinalError, UsageError
+from tether.errors import FinalError, UsageError
 from tether.persistence.ledger import Job, MappingRow
 from tether.runner.jobs import Runner
-from tether.runner.requests import Accepted, check_key, detach_params, held, new_job, store
+from tether.runner.requests import Accepted, check_here, check_key, detach_params, held, new_job, repeated, store
 
 #: The greatest size that Cinder's column holds, in GiB.
 LARGEST = 2**31 - 1
@@ -76,7 +76,6 @@ def _mapping(runner: Runner, volume: Volume) -> MappingRow:
             hint=f"extend it in Cinder alone: openstack volume set --size SIZE {name}; if another tool has attached it,"
             f" take it over first: tether adopt {name} SERVER",
         )
-    here = runner.place().machine_id
     if len(rows) > 1:
         raise FinalError(
             f"volume {name} is attached to {len(rows)} servers, whose guests would not all take notice",
@@ -84,28 +83,14 @@ def _mapping(runner: Runner, volume: Volume) -> MappingRow:
             hint="detach all but one: tether mapping list",
         )
     (row,) = rows
-    if row.machine_id != here:
-        raise UsageError(
-            f"volume {name} is attached on another host (machine id {row.machine_id})",
-            resource=resource,
-            hint="run this there",
-        )
+    check_here(runner, row, volume)
     return row
 
 
 def _earlier(runner: Runner, job: Job, asked: Extension) -> Accepted:
     """Return the job that the same request made before."""
     same = job.kind == "extend" and asked.volume in (job.volume_id, job.volume_name) and job.params.size == asked.size
-    if not same:
-        raise ConflictError(
-            f"the request id {asked.key!r} belongs to job {job.id}: {job.kind} of {job.volume_name}",
-            resource=f"job {job.id}",
-            hint="use a new --request-id for a new request",
-        )
-    live = runner.is_live(job)
-    if job.open and not (live and asked.join):
-        raise held(job, live=live)
-    return Accepted(job, new=False)
+    return repeated(runner, job, asked.key, same=same, join=asked.join)
 
 
 def _join(runner: Runner, running: Job, asked: Extension, job_id: str) -> Accepted:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from tether.adapters.cinder.model import Volume
 from tether.adapters.guest.disk import limits_of
 from tether.adapters.guest.model import Server
-from tether.errors import ConflictError, UsageError
+from tether.errors import UsageError
 from tether.persistence.ledger import Job, MappingRow
 from tether.persistence.params import limits_text
 from tether.runner.jobs import Runner
-from tether.runner.requests import Accepted, check_key, detach_params, held, new_job, store
+from tether.runner.requests import Accepted, check_here, check_key, detach_params, held, new_job, repeated, store
 
 KIND = "qos"
 
@@ -66,19 +66,14 @@ def submit_qos(runner: Runner, asked: Limiting, job_id: str) -> Accepted:
 def _mapping(runner: Runner, volume: Volume, server: Server) -> MappingRow:
     """Return the mapping, which is this host's."""
     row = runner.tools.ledger.mapping(volume.id, server.uuid)
-    name, resource = volume.name or volume.id, f"volume {volume.id}"
+    name = volume.name or volume.id
     if row is None:
         raise UsageError(
             f"volume {name} is not attached to server {server.name} by tether",
-            resource=resource,
+            resource=f"volume {volume.id}",
             hint=f"see: tether mapping list; if another tool has attached it: tether adopt {name} {server.name}",
         )
-    if row.machine_id != runner.place().machine_id:
-        raise UsageError(
-            f"volume {name} is attached on another host (machine id {row.machine_id})",
-            resource=resource,
-            hint="run this there",
-        )
+    check_here(runner, row, volume)
     return row
 
 
@@ -87,16 +82,7 @@ def _earlier(runner: Runner, job: Job, asked: Limiting) -> Accepted:
     same = job.kind == KIND and (
         asked.volume in (job.volume_id, job.volume_name) and asked.server in (job.server_id, job.server_name)
     )
-    if not same:
-        raise ConflictError(
-            f"the request id {asked.key!r} belongs to job {job.id}: {job.kind} of {job.volume_name}",
-            resource=f"job {job.id}",
-            hint="use a new --request-id for a new request",
-        )
-    live = runner.is_live(job)
-    if job.open and not (live and asked.join):
-        raise held(job, live=live)
-    return Accepted(job, new=False)
+    return repeated(runner, job, asked.key, same=same, join=asked.join)
 
 
 def _wait(runner: Runner, running: Job, asked: Limiting, job_id: str) -> Accepted:

@@ -105,6 +105,39 @@ def check_key(key: str) -> None:
         )
 
 
+def repeated(runner: Runner, job: Job, key: str, *, same: bool, join: bool) -> Accepted:
+    """Return the job that an idempotency key has made before.
+
+    Args:
+        same: the request is the one that made it.
+        join: wait for it if it runs.
+
+    Raises:
+        ConflictError: the key belongs to another request.
+        HeldError: the job is open, and is not waited for.
+    """
+    if not same:
+        raise ConflictError(
+            f"the request id {key!r} belongs to job {job.id}: {job.kind} of {job.volume_name}",
+            resource=f"job {job.id}",
+            hint="use a new --request-id for a new request",
+        )
+    live = runner.is_live(job)
+    if job.open and not (live and join):
+        raise held(job, live=live)
+    return Accepted(job, new=False)
+
+
+def check_here(runner: Runner, mapping: MappingRow, volume: Volume) -> None:
+    """Raise UsageError if the volume is attached on another host."""
+    if mapping.machine_id != runner.place().machine_id:
+        raise UsageError(
+            f"volume {volume.name or volume.id} is attached on another host (machine id {mapping.machine_id})",
+            resource=f"volume {volume.id}",
+            hint="run this there",
+        )
+
+
 def _new(runner: Runner, mapping: MappingRow | None, volume: Volume, server: Server, asked: Asked) -> Accepted:
     """Return a new job for a request, unless what it asks for is done."""
     ledger, kind, request, job_id = runner.tools.ledger, asked.kind, asked.request, asked.job_id
