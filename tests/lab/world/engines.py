@@ -22,7 +22,7 @@ DATA_SIZE = "20G"  # sparse
 ADDRESS = "10.0.2.15"
 KERNEL_WORDS = "rw net.ifnames=0 quiet mitigations=off apparmor=0 selinux=0 systemd.show_status=0"
 #: In namespaces of its own: memory is a file, so it needs a tmpfs; the network is a tap of its own.
-#: Its first words: the lab's directory, then the command.
+#: Its first words: the lab's directory, and what is preloaded into the command that follows.
 UML_START = """\
 set -e
 cd "$0"
@@ -34,7 +34,7 @@ ip tuntap add tap0 mode tap
 ip addr add 10.0.2.2/24 dev tap0
 ip link set tap0 up
 echo ready >up
-exec "$@"
+exec env LD_PRELOAD="$1" "${@:2}"
 """
 
 
@@ -56,6 +56,7 @@ def _user_mode(lab: Lab) -> list[str]:
         "-c",
         UML_START,
         str(lab.directory),
+        str(lab.image.preload),
         str(lab.image.user_mode_kernel),
         f"umid={lab.name}",
         f"uml_dir={lab.directory}",

@@ -140,6 +140,8 @@ def _finish(tree: Path, work: Path, parts: Image) -> None:
 
 def _file_system(tree: Path, parts: Image) -> None:
     """Take the kernels out of the tree, and make the tree a file system."""
+    flags = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
+    packages.run(["gcc", *flags, "-o", str(parts.preload), str(recipe.PRELOAD), "-ldl"])
     for source, copy in (
         (tree / "usr/bin/linux.uml", parts.user_mode_kernel),
         (_followed(tree, "vmlinuz"), parts.kernel),

@@ -58,6 +58,11 @@ class Image:
         return self.directory / "linux.uml"
 
     @property
+    def preload(self) -> Path:
+        """What is preloaded into it."""
+        return self.directory / "wide_registers.so"
+
+    @property
     def key(self) -> Path:
         """The ssh key that the lab lets in."""
         return self.directory / "key"

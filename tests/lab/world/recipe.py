@@ -12,6 +12,7 @@ from tests.live.world.layout import CHECKOUT
 HERE = Path(__file__).parent
 ROOT = HERE / "root"
 FINISH = HERE / "inside/finish.sh"
+PRELOAD = HERE / "wide_registers.c"
 SUITE = "bookworm"
 ROOT_SIZE = "8G"  # of the file system; the file is sparse
 #: What builds an image on this machine, beside what the engines need (see engines.py).
@@ -45,6 +46,9 @@ PACKAGES = (
     "udev",
     "zstd",
     # storage
+    "ceph-common",
+    "ceph-mon",
+    "ceph-osd",
     "cryptsetup-bin",
     "e2fsprogs",
     "fdisk",
@@ -55,6 +59,7 @@ PACKAGES = (
     "nfs-kernel-server",
     "nvme-cli",
     "open-iscsi",
+    "python3-rbd",
     "python3-rtslib-fb",
     "sg3-utils",
     "sysfsutils",
@@ -91,7 +96,7 @@ def name() -> str:
     digest = hashlib.sha256()
     for text in (SUITE, ROOT_SIZE, *PACKAGES, *CINDER_NEEDS, *tether_needs()):
         digest.update(f"{text}\n".encode())
-    for path in (FINISH, HERE / "image.py", packages.CONSTRAINTS, Path(guest_image.__file__), guest_image.INIT):
+    for path in (FINISH, PRELOAD, HERE / "image.py", packages.CONSTRAINTS, Path(guest_image.__file__), guest_image.INIT):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     for path in sorted(path for path in ROOT.rglob("*") if path.is_file()):
         rights = path.stat().st_mode & 0o111
