@@ -35,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(plugin, "tether-tiers")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the full counts have time for; pytest tells how many those are."""
+    left_out = [item for item in items if counted(1, 0) and item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def kill_seed(request: pytest.FixtureRequest) -> int:
     """What the random kills are drawn from: the given seed, or a new one that the summary tells."""

@@ -118,33 +118,42 @@ def _line(words: Sequence[str], changes: Mapping[str, object]) -> str:
     return shlex.join(["env", *(f"OS_{name.upper()}={value}" for name, value in changes.items()), "tether", *words])
 
 
-def bin_lab(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+def bin_lab(verb: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a verb of bin/lab, on the lab that the environment names unless the words name one."""
     command = [str(CHECKOUT / "bin/lab"), verb, *words]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=UP_LIMIT)
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=UP_LIMIT, env=os.environ | environment
+    )
+
+
+def running(name: str, **environment: str) -> Iterator[LabHost]:
+    """Yield a lab; it is started unless it runs, and ended afterwards only if it was started here.
+
+    Args:
+        environment: of ``bin/lab up``.
+    """
+    place = Lab.of_environment(name)
+    ours = not place.exists()
+    done = bin_lab("up", "--name", name, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield LabHost(Lab(place.directory))
+    if ours:
+        done = bin_lab("down", "--name", name)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[LabHost]:
-    """The lab that LAB_NAME and TETHER_LAB_DIR name; ended afterwards only if it was started here.
+    """The lab that LAB_NAME and TETHER_LAB_DIR name.
 
     Without LAB_NAME it is ``lab0``, and each further process of one run has one of its own.
     """
     process = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    name = os.environ.setdefault("LAB_NAME", f"lab{process}")
-    place = Lab.of_environment(name)
-    ours = not place.exists()
-    done = bin_lab("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield LabHost(Lab(place.directory))
-    if ours:
-        done = bin_lab("down")
-        assert done.returncode == 0, done.stdout + done.stderr
+    yield from running(os.environ.setdefault("LAB_NAME", f"lab{process}"))
 
 
-@pytest.fixture
-def new_volume(lab: LabHost) -> Iterator[Callable[..., str]]:
-    """Make volumes; they are gone after the test."""
+def volumes(lab: LabHost) -> Iterator[Callable[..., str]]:
+    """Yield what makes volumes; they are gone afterwards."""
     made: list[str] = []
 
     def make(type: str = "lvm") -> str:
@@ -154,6 +163,12 @@ def new_volume(lab: LabHost) -> Iterator[Callable[..., str]]:
     yield make
     for volume_id in made:
         lab.inside("delete", volume_id)
+
+
+@pytest.fixture
+def new_volume(lab: LabHost) -> Iterator[Callable[..., str]]:
+    """Make volumes; they are gone after the test."""
+    yield from volumes(lab)
 
 
 @pytest.fixture

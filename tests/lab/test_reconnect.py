@@ -19,7 +19,7 @@ CASES = [True, False]
 def cut_and_boot(lab: LabHost) -> None:
     """Cut the power, and boot; what was not synced is gone, and the guest is not started."""
     for verb in ("cut", "up"):
-        done = bin_lab(verb)
+        done = bin_lab(verb, "--name", lab.lab.name)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

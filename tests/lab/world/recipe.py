@@ -96,7 +96,14 @@ def name() -> str:
     digest = hashlib.sha256()
     for text in (SUITE, ROOT_SIZE, *PACKAGES, *CINDER_NEEDS, *tether_needs()):
         digest.update(f"{text}\n".encode())
-    for path in (FINISH, PRELOAD, HERE / "image.py", packages.CONSTRAINTS, Path(guest_image.__file__), guest_image.INIT):
+    for path in (
+        FINISH,
+        PRELOAD,
+        HERE / "image.py",
+        packages.CONSTRAINTS,
+        Path(guest_image.__file__),
+        guest_image.INIT,
+    ):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     for path in sorted(path for path in ROOT.rglob("*") if path.is_file()):
         rights = path.stat().st_mode & 0o111

@@ -24,7 +24,7 @@ TYPES = {
     "luks": {"volume_backend_name": "iscsi"},
     "luks2": {"volume_backend_name": "iscsi"},
 }
-#: Volume types that are named after their encryption provider.
+#: Volume types that are named after their encryption provider; ``ceph-luks`` is one of another back end.
 ENCRYPTED = ("luks", "luks2")
 CIPHER = "aes-xts-plain64"
 #: Cinder's fixed key and its id, as in its configuration here and in the lab.
@@ -183,8 +183,9 @@ def make_type(api: Api, name: str, specs: dict[str, str]) -> str:
     """Make a volume type, encrypted if its name says so, and return its id."""
     body = {"volume_type": {"name": name, "extra_specs": specs, "os-volume-type-access:is_public": True}}
     made = str(api.call("POST", "/types", body)["volume_type"]["id"])
-    if name in ENCRYPTED:
-        words = {"provider": name, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
+    provider = name.rpartition("-")[2]
+    if provider in ENCRYPTED:
+        words = {"provider": provider, "control_location": "front-end", "cipher": CIPHER, "key_size": 256}
         api.call("POST", f"/types/{made}/encryption", {"encryption": words})
     return made
 

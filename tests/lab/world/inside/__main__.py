@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from tests.lab.world.inside import judge, neighbour, services
+from tests.lab.world.inside import ceph, judge, neighbour, services
 from tests.lab.world.stages import stage
 from tests.live.world.console import ConsoleError
 from tests.live.world.layout import WorldError
@@ -27,6 +27,8 @@ def up(beside: str) -> None:
         return
     stage("volume group, iSCSI, multipath", services.start_storage)
     stage("libvirt, guest started", services.start_guest)
+    if services.CEPH_CONF.exists():  # else Cinder would wait for it
+        stage("Ceph", ceph.start_cluster)
     stage("Cinder", services.start_cinder)
     stage("volume types and volumes", services.fill_cinder)
     stage("tether", services.install_tether)
@@ -69,6 +71,7 @@ def main() -> int:
     create.add_argument("name")
     create.add_argument("--type", default="lvm")
     verb("delete", "delete a volume", services.delete_volume).add_argument("volume_id")
+    verb("ceph", "start a Ceph cluster, as a back end of Cinder", ceph.start)
     verb("limit", "give the volume type qos these QoS specs, and no other", services.limit).add_argument(
         "specs", nargs="+", metavar="KEY=VALUE"
     )

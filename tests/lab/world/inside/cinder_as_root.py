@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
+from tests.lab.world.inside import nvmet
 from tests.live.world import cinder_launcher
 
 
 def main() -> None:
-    """Let privileged calls run in this process, then start Cinder."""
+    """Let privileged calls run in this process, and its NVMe driver find its library; then start Cinder."""
+    sys.modules["nvmet"] = nvmet
     # not above: the launcher's first line must run before any of Cinder is imported
     import cinder.privsep  # type: ignore[import-not-found]
     from os_brick import privileged

@@ -1,7 +1,8 @@
 """What a lab's host holds, as one comparable value; it imports nothing of tether's adapters.
 
 Cinder's database, libvirt and tether's ledger are read by the live world's judge; the rest is what a host with kernel
-iSCSI and NFS has besides: LIO's targets, sessions, node records, disks, maps, mounts, and tether's own links.
+iSCSI, NVMe and NFS has besides: LIO's targets, sessions, node records, NVMe's subsystems and controllers, disks, maps,
+mounts, and tether's own links.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tether.matrix.live_judge import Judge
 
 NODE_RECORDS = (Path("/etc/iscsi/nodes"), Path("/var/lib/iscsi/nodes"))
 TARGETS = Path("/sys/kernel/config/target/iscsi")
+SUBSYSTEMS = Path("/sys/kernel/config/nvmet/subsystems")
 RUN = Path("/run/tether")
 
 
@@ -30,13 +32,14 @@ def snapshot() -> dict[str, Any]:
         "libvirt": judge.libvirt(),
         "ledger": judge.ledger(),
         "targets": targets(),
+        "subsystems": {path.name: len(_children(path / "namespaces")) for path in _children(SUBSYSTEMS)},
         "host": host(),
     }
 
 
 def host() -> dict[str, list[str]]:
     """Return what connections leave on a host: each a list of names."""
-    disks = [path.name for path in Path("/sys/block").iterdir() if path.name.startswith("sd")]
+    disks = [path.name for path in Path("/sys/block").iterdir() if path.name.startswith(("sd", "nvme"))]
     maps = _output(["dmsetup", "info", "-c", "--noheadings", "-o", "name,uuid"]).splitlines()
     return {
         "sessions": sorted(_text(path / "targetname") for path in _children(Path("/sys/class/iscsi_session"))),
@@ -46,6 +49,7 @@ def host() -> dict[str, list[str]]:
             for target in _children(place)
             for portal in _children(target)
         ),
+        "controllers": sorted(_text(path / "subsysnqn") for path in _children(Path("/sys/class/nvme"))),
         "disks": sorted(disks),
         "maps": sorted(line for line in maps if ":mpath-" in line or ":CRYPT-" in line),
         "links": sorted(f"{path.parent.name}/{path.name}" for path in RUN.glob("*/*")),

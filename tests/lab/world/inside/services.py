@@ -23,9 +23,12 @@ GROUP = "cinder-volumes"
 PORTALS = ("10.99.1.1", "10.99.2.1")
 #: What the NFS server exports; each volume of type ``nfs`` is a file there.
 SHARE = Path("/srv/share")
+CEPH_CONF = Path("/etc/ceph/ceph.conf")
+NVME_MODULES = ("nvmet", "nvmet-tcp", "nvme-tcp")
 DATA_DISKS = (Path("/dev/ubdb"), Path("/dev/vdb"))
 TETHER = Path("/opt/tether/lib/python3.11/site-packages")
 UNIT = Path("/etc/systemd/system/cinder.service")
+BACKENDS = Path("/etc/cinder/backends.conf")
 CONSOLE_LOG = Path(f"/var/log/libvirt/qemu/{GUEST}.console")
 CONSOLE_SOCKET = Path(f"/var/lib/libvirt/qemu/{GUEST}.sock")
 
@@ -74,6 +77,8 @@ def start_storage() -> None:
         call("pvcreate", "-q", "-y", str(disk))
         call("vgcreate", "-q", GROUP, str(disk))
     call("modprobe", "-a", "target_core_mod", "target_core_iblock", "iscsi_target_mod")
+    if has_nvme():
+        call("modprobe", "-a", *NVME_MODULES)
     if not works("mountpoint", "-q", "/sys/kernel/config"):
         call("mount", "-t", "configfs", "configfs", "/sys/kernel/config")
     wait_until("the portals' addresses", lambda: all(f" {ip}/" in call("ip", "-4", "-o", "addr") for ip in PORTALS), 30)
@@ -81,11 +86,22 @@ def start_storage() -> None:
     call("systemctl", "start", "iscsid", "multipathd", "nfs-server")
 
 
+def has_nvme() -> bool:
+    """Tell whether the kernel has NVMe over TCP; user-mode Linux has not."""
+    return works("modinfo", *NVME_MODULES)
+
+
+def backends() -> list[str]:
+    """Return Cinder's back ends, each of which has a section in cinder.conf and a volume type of its name."""
+    return ["lvm", "nfs", *(("nvme", "nvme-shared") if has_nvme() else ()), *(("ceph",) if CEPH_CONF.exists() else ())]
+
+
 def start_cinder() -> None:
-    """Start Cinder unless it runs, and wait until it serves."""
+    """Start Cinder unless it runs with the back ends that it should, and wait until it serves."""
+    changed = write(BACKENDS, f"[DEFAULT]\nenabled_backends = {','.join(backends())}\n")
     if write(UNIT, (HERE / "cinder.service").read_text()):
         call("systemctl", "daemon-reload")
-    call("systemctl", "start", UNIT.stem)
+    call("systemctl", "restart" if changed else "start", UNIT.stem)
 
     def serves() -> bool:
         if not works("systemctl", "is-active", "-q", UNIT.stem):
@@ -103,8 +119,9 @@ def fill_cinder() -> None:
     """Make the volume types and one volume, unless they are there."""
     api = Api(Host())
     have = _types(api).keys()
-    for name in {"lvm", "nfs", "qos", "multiattach", *ENCRYPTED} - have:
-        specs = {"volume_backend_name": "nfs" if name == "nfs" else "lvm"}
+    encrypted = [*ENCRYPTED, *(("ceph-luks",) if "ceph" in backends() else ())]
+    for name in {*backends(), "qos", "multiattach", *encrypted} - have:
+        specs = {"volume_backend_name": next((each for each in backends() if name.startswith(each)), "lvm")}
         make_type(api, name, specs | ({"multiattach": "<is> True"} if name == "multiattach" else {}))
     if not any(row["name"] == "vol1" for row in api.call("GET", "/volumes")["volumes"]):
         create_volume("vol1")
