@@ -73,8 +73,9 @@ NOTES = {
     " and Cinder take, `os-brick-<service_uuid>` in `[host] lock_path`; who waits longer than `wait` ends with 5, and"
     " nothing is left. Over fewer paths than the backend has portals an attach goes on with a warning; with fewer than"
     " `[host] volume_min_paths` it is rolled back.",
-    "nvmeof": "Without an identity in the connection info the namespace is known by its number. Replicas (`nvmeof` with"
-    " `volume_replicas`) are refused.",
+    "nvmeof": "Without an identity in the connection info the namespace is known by its number. Where volumes share a"
+    " subsystem, a namespace goes when its attachment is deleted, which is the step after the disconnect, and the"
+    " controllers with the last. Replicas (`nvmeof` with `volume_replicas`) are refused.",
     "fibre_channel": "os-brick leaves the disks of a connect that failed; tether removes them.",
     "scaleio": "Where Cinder itself maps the volume (`sdc_guid`), the device goes when the attachment is deleted, which"
     " is the step after the disconnect.",

@@ -132,10 +132,23 @@ class RecordedBrick:
             raise OSError(errno.EIO, "Input/output error")
         if entry["info"] and not (device_info and device_info.get("path")):
             return
-        self._connected = [each for each in self._connected if each is not entry]
-        self._host.take(entry["tree"], {name for each in self._connected for name in each["tree"]})
+        if not (
+            any(name.endswith("/subsysnqn") for name in entry["tree"]) and self._others(entry) & set(entry["tree"])
+        ):
+            self._take(entry)  # else a namespace, which only the target takes away while another is on its subsystem
         if self.dead and not ignore_errors:
             raise OSError(errno.EIO, "Input/output error")
+
+    def unmap(self, data: Mapping[str, Any]) -> None:
+        """Be the target, which takes the volume from the host."""
+        self._take(self._entry(data))
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        self._host.take(entry["tree"], self._others(entry))
+        self._connected = [each for each in self._connected if each is not entry]
+
+    def _others(self, entry: dict[str, Any]) -> set[str]:
+        return {name for each in self._connected if each is not entry for name in each["tree"]}
 
     def _entry(self, data: Mapping[str, Any]) -> dict[str, Any]:
         return next(each for each in self._known if each["data"] == dict(data))

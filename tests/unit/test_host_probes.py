@@ -104,7 +104,7 @@ def test_a_namespace_is_known_by_its_number_where_no_identity_is_named(probes: P
     add_controller(tmp_path, "nvme0", "nqn.shared", "nvme0n1", "nvme0n2")
     add_block(tmp_path, "nvme0n1", nsid="10")
     add_block(tmp_path, "nvme0n2", nsid="11")
-    assert probes.left("v1", "nvmeof", {"nqn": "nqn.shared", "ns_id": 11}, "") == [f"disk {tmp_path}/dev/nvme0n2"]
+    assert probes.disks("nvmeof", {"nqn": "nqn.shared", "ns_id": 11}) == ["nvme0n2"]
 
 
 def add_controller(root: Path, name: str, nqn: str, *namespaces: str) -> None:
@@ -116,22 +116,33 @@ def add_controller(root: Path, name: str, nqn: str, *namespaces: str) -> None:
 
 
 def test_nvme_namespaces_and_controllers_are_residue(probes: Probes, tmp_path: Path) -> None:
-    add_controller(tmp_path, "nvme0", "nqn.ours", "nvme0n1", "nvme0c0n1")
-    add_controller(tmp_path, "nvme1", "nqn.other", "nvme1n1")
+    add_controller(tmp_path, "nvme0", "nqn.ours", "nvme0c0n1")
+    add_controller(tmp_path, "nvme1", "nqn.ours", "nvme0c1n1")
+    add_controller(tmp_path, "nvme2", "nqn.other", "nvme2n1")
     add_block(tmp_path, "nvme0n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff0")
-    add_block(tmp_path, "nvme1n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff1")
+    add_block(tmp_path, "nvme2n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff1")
     data = {"target_nqn": "nqn.ours", "volume_nguid": NGUID}
-    assert probes.left("v1", "nvmeof", data, "") == ["nvme controller nvme0", f"disk {tmp_path}/dev/nvme0n1"]
+    assert probes.left("v1", "nvmeof", data, "") == [
+        "nvme controller nvme0",
+        "nvme controller nvme1",
+        f"disk {tmp_path}/dev/nvme0n1",
+    ]
     assert probes.left("v1", "nvmeof", {"target_nqn": "nqn.none"}, "") == []
 
 
-def test_a_controller_with_another_volumes_namespace_is_not_residue(probes: Probes, tmp_path: Path) -> None:
-    add_controller(tmp_path, "nvme0", "nqn.shared", "nvme0n1", "nvme0n2")
+@pytest.mark.parametrize("path", ["nvme0n{}", "nvme0c0n{}"], ids=["without multipath", "with the kernel's"])
+def test_of_a_subsystem_with_another_volumes_namespace_nothing_is_residue(
+    probes: Probes, tmp_path: Path, path: str
+) -> None:
+    """The namespace goes with Cinder's attachment, the controllers with the last."""
+    add_controller(tmp_path, "nvme0", "nqn.shared", path.format(1), path.format(2))
     add_block(tmp_path, "nvme0n1", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff1")
     add_block(tmp_path, "nvme0n2", nguid="6001405a-aaab-bbbc-cccd-dddeeeeffff0")
     data = {"target_nqn": "nqn.shared", "volume_nguid": NGUID}
-    assert probes.left("v1", "nvmeof", data, "") == [f"disk {tmp_path}/dev/nvme0n2"]
-    assert probes.left("v1", "nvmeof", {**data, "volume_nguid": "6001405a" * 4}, "") == []
+    assert probes.disks("nvmeof", data) == ["nvme0n2"]
+    assert probes.left("v1", "nvmeof", data, "") == []
+    (tmp_path / "sys/class/nvme/nvme0" / path.format(1)).rmdir()
+    assert probes.left("v1", "nvmeof", data, "") == ["nvme controller nvme0", f"disk {tmp_path}/dev/nvme0n2"]
 
 
 def test_a_namespace_of_zeros_names_nothing(probes: Probes, tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ class LocalHost:
     def _log_out(self, volume_id: str, protocol: str, data: Mapping[str, Any], *, force: bool = False) -> None:
         info: dict[str, Any] | None = None
         if protocol in _NEEDS_INFO:
-            if not self._left(volume_id, protocol, data):
+            if not self._probes.disks(protocol, data) and not self._left(volume_id, protocol, data):
                 return
             path = self._path_of(volume_id, protocol, data) if force and protocol in _PATH_IS_ENOUGH else ""
             info = {"path": path} if path else brick_calls.connect(self._settings, protocol, data)

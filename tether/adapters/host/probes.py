@@ -21,6 +21,7 @@ from tether.errors import UncertainError
 
 SECTOR = 512
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NAMESPACE = re.compile(r"(?P<subsystem>nvme\d+)(c\d+)?(?P<namespace>n\d+)")
 #: They open every disk for a moment, or (multipathd) every path for as long as it is there.
 _WATCHERS = {"multipathd", "systemd-udevd", "udevd", "(udev-worker)"}
 
@@ -184,7 +185,7 @@ class Probes:
         self.check_eyesight()
         disks = self.disks(protocol, data)
         lines = [*self._sessions(data), *self._controllers(data), *self._fabrics.left(protocol, data)]
-        if not fabrics.stays(protocol, data):
+        if not fabrics.stays(protocol, data) and not self._shares_subsystem(data):
             lines += [f"disk {self._dev / disk}" for disk in disks]
         for block, name, uuid in self.maps():
             if not uuid.startswith("mpath-"):
@@ -266,10 +267,17 @@ class Probes:
 
     def _controllers(self, data: Mapping[str, Any]) -> list[str]:
         """Return the NVMe controllers of the subsystem, unless another volume's namespace is on it too."""
-        controllers = self._nvme(data)
-        own = set(self._namespaces(data))
-        every = {name for controller in controllers for name in _names(controller)}
-        return [] if every - own else [f"nvme controller {controller.name}" for controller in controllers]
+        if self._shares_subsystem(data):
+            return []
+        return [f"nvme controller {controller.name}" for controller in self._nvme(data)]
+
+    def _shares_subsystem(self, data: Mapping[str, Any]) -> bool:
+        """Return True if the NVMe subsystem has another volume's namespace too.
+
+        Then the volume's own comes and goes with Cinder's attachment: os-brick's disconnect only flushes it.
+        """
+        every = {name for controller in self._nvme(data) for name in _names(controller)}
+        return bool(every - set(self._namespaces(data)))
 
     def _namespaces(self, data: Mapping[str, Any]) -> list[str]:
         """Return the volume's namespaces of the subsystem: by identity, else by number, else all that it has."""
@@ -291,11 +299,13 @@ class Probes:
 
 
 def _names(controller: Path) -> list[str]:
-    """Return the namespaces' block devices of an NVMe controller; nvme0c1n1 is a path of nvme0n1."""
-    subsystem = controller / "subsystem"
-    return sorted(
-        {entry.name for root in (controller, subsystem) for entry in root.glob("nvme*n*") if "c" not in entry.name}
-    )
+    """Return the block devices of the namespaces that a controller is a path to.
+
+    With the kernel's own multipath the controller has nvme0c1n1, its path of nvme0n1, which is the device
+    (drivers/nvme/host/multipath.c: nvme_mpath_set_disk_name); without it, the device itself.
+    """
+    found = [_NAMESPACE.fullmatch(entry.name) for entry in children(controller)]
+    return sorted({f"{match['subsystem']}{match['namespace']}" for match in found if match})
 
 
 def _key(path: Path) -> tuple[int, ...]:

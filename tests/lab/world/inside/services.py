@@ -121,7 +121,8 @@ def fill_cinder() -> None:
     have = _types(api).keys()
     encrypted = [*ENCRYPTED, *(("ceph-luks",) if "ceph" in backends() else ())]
     for name in {*backends(), "qos", "multiattach", *encrypted} - have:
-        specs = {"volume_backend_name": next((each for each in backends() if name.startswith(each)), "lvm")}
+        backend = max((each for each in backends() if name.startswith(each)), key=len, default="lvm")
+        specs = {"volume_backend_name": backend}
         make_type(api, name, specs | ({"multiattach": "<is> True"} if name == "multiattach" else {}))
     if not any(row["name"] == "vol1" for row in api.call("GET", "/volumes")["volumes"]):
         create_volume("vol1")
