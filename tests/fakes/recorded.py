@@ -132,10 +132,10 @@ class RecordedBrick:
             raise OSError(errno.EIO, "Input/output error")
         if entry["info"] and not (device_info and device_info.get("path")):
             return
-        if not (
-            any(name.endswith("/subsysnqn") for name in entry["tree"]) and self._others(entry) & set(entry["tree"])
-        ):
-            self._take(entry)  # else a namespace, which only the target takes away while another is on its subsystem
+        # A namespace is only taken away by the target, while another volume's is on its subsystem.
+        is_namespace = any(name.endswith("/subsysnqn") for name in entry["tree"])
+        if not (is_namespace and self._others(entry) & set(entry["tree"])):
+            self._take(entry)
         if self.dead and not ignore_errors:
             raise OSError(errno.EIO, "Input/output error")
 
