@@ -36,7 +36,7 @@ depmod "$modules"
 
 systemctl -q enable systemd-networkd ssh iscsid multipathd libvirtd
 for unit in libvirt-guests open-iscsi rtslib-fb-targetctl nvmf-autoconnect nvmefc-boot-connections rpcbind \
-    nfs-client.target nfs-server nfs-blkmap; do
+    nfs-client.target nfs-server nfs-blkmap ceph-crash; do
     systemctl -q disable "$unit" 2>/dev/null || true
 done
 systemctl -q mask apt-daily.timer apt-daily-upgrade.timer man-db.timer e2scrub_all.timer e2scrub_reap fstrim.timer \
