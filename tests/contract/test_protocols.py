@@ -179,6 +179,7 @@ def test_another_volume_of_the_same_target_is_left_alone(recorded: RecordedHost,
     assert device.path != kept.path
     assert host.device_at(record["volume_id"], kept.path, *words(record)[1:]) is None
     host.disconnect(*words(record))
+    assert recorded.brick.calls[-1][0] == "disconnect", "it is flushed, whatever stays"
     assert host.residue(*words(record)) == []
     recorded.brick.unmap(words(record)[2])
     assert recorded.books() == with_other
