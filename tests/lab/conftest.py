@@ -108,6 +108,23 @@ class LabHost:
         """Return the guest's disk with this serial, once the guest has it."""
         return GuestDisk(**json.loads(self.inside("disks", serial)))
 
+    def write(self, disk: GuestDisk, text: str, sector: int = 0) -> None:
+        """Write a text into a sector of the guest's disk."""
+        self.in_guest(f"printf %-512s {text} | dd of=/dev/{disk.name} bs=512 seek={sector} conv=fsync 2>/dev/null")
+
+    def read(self, disk: GuestDisk, sector: int = 0) -> str:
+        """Return the text that the guest reads there, from the disk and not from its memory."""
+        line = f"dd if=/dev/{disk.name} bs=512 skip={sector} count=1 iflag=direct 2>/dev/null"
+        return self.in_guest(line).strip()
+
+    def on_volume(self, volume_id: str, sector: int = 0) -> str:
+        """Return the text that the logical volume has there.
+
+        Direct: LIO writes below the block device's cache, where udev's first look at the volume may still be.
+        """
+        path = f"/dev/cinder-volumes/volume-{volume_id}"
+        return self.run(f"dd if={path} bs=512 skip={sector} count=1 iflag=direct status=none").strip()
+
     def disks(self) -> list[GuestDisk]:
         """Return the disks that the guest has."""
         return [GuestDisk(**json.loads(line)) for line in self.inside("disks").splitlines()]

@@ -34,9 +34,8 @@ def test_what_the_guest_writes_is_on_the_logical_volume_and_a_detach_leaves_noth
     disk = lab.wait_for_disk(volume_id)
     assert disk.sectors == SECTORS
     mark = uuid.uuid4().hex
-    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 seek={PLACE} conv=fsync 2>/dev/null")
-    path = f"/dev/cinder-volumes/volume-{volume_id}"
-    assert lab.run(f"dd if={path} bs=512 skip={PLACE} count=1 iflag=direct status=none").strip() == mark
+    lab.write(disk, mark, PLACE)
+    assert lab.on_volume(volume_id, PLACE) == mark
 
     held = lab.books()
     (target,) = set(held["targets"]) - set(before["targets"])

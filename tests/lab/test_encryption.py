@@ -63,7 +63,7 @@ def test_an_encrypted_volume_is_formatted_once_and_keeps_what_the_guest_wrote(
     assert disk.sectors == SECTORS - offset
     assert holds(lab, volume_id, volume_id)
     mark = uuid.uuid4().hex
-    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 seek={PLACE} conv=fsync 2>/dev/null")
+    lab.write(disk, mark, PLACE)
     assert not holds(lab, volume_id, mark, skip=PLACE)
     assert lab.tether("detach", volume_id, lab.guest, **settings).code == DONE
     assert diff(before, lab.books()) == []
@@ -77,6 +77,6 @@ def test_an_encrypted_volume_is_formatted_once_and_keeps_what_the_guest_wrote(
     again = lab.tether("attach", volume_id, lab.guest, **settings)
     assert again.code == DONE, again.err
     disk = lab.wait_for_disk(volume_id)
-    assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 skip={PLACE} count=1 2>/dev/null").strip() == mark
+    assert lab.read(disk, PLACE) == mark
     assert lab.tether("detach", volume_id, lab.guest, **settings).code == DONE
     assert diff(before, lab.books()) == []

@@ -34,9 +34,8 @@ def test_the_guest_sees_and_writes_what_was_added(
     disk = lab.wait_for_disk(volume_id)
     assert disk.sectors == NEW_SIZE * SECTORS
     last = disk.sectors - 1
-    lab.in_guest(f"printf %-512s last | dd of=/dev/{disk.name} bs=512 seek={last} conv=fsync 2>/dev/null")
-    path = f"/dev/cinder-volumes/volume-{volume_id}"
-    assert lab.run(f"dd if={path} bs=512 skip={last} count=1 iflag=direct status=none").strip() == "last"
+    lab.write(disk, "last", last)
+    assert lab.on_volume(volume_id, last) == "last"
     again = lab.tether("extend", volume_id, str(NEW_SIZE), **settings)
     assert again.code == DONE, again.err
 

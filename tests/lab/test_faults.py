@@ -49,11 +49,9 @@ def test_a_guest_goes_on_over_the_path_that_is_left(lab: LabHost, new_volume: Ca
 
     lab.run(f"ip addr del {LOST_ADDRESS}")
     try:
-        lab.in_guest(f"printf %-512s alive | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
+        lab.write(disk, "alive")
         _wait(lab, 'multipath -ll | grep -q "failed faulty"')
-        # direct: LIO writes below the block device's cache, where udev's first look at the volume may still be
-        path = f"/dev/cinder-volumes/volume-{volume_id}"
-        assert lab.run(f"dd if={path} bs=512 count=1 iflag=direct status=none").strip() == "alive"
+        assert lab.on_volume(volume_id) == "alive"
     finally:
         lab.run(f"ip addr add {LOST_ADDRESS}")
     _wait(lab, '[ "$(multipath -ll | grep -c "active ready running")" = 2 ]')

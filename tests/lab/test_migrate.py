@@ -102,7 +102,7 @@ def test_a_guest_reads_and_writes_its_volume_on_the_host_that_it_moves_to(
     pair.tether(here, "attach", volume_id, here.guest)
     disk = here.wait_for_disk(volume_id)
     mark = uuid.uuid4().hex
-    here.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
+    here.write(disk, mark)
 
     attached = here.books()
     pair.migrate(there, "prepare")
@@ -123,10 +123,10 @@ def test_a_guest_reads_and_writes_its_volume_on_the_host_that_it_moves_to(
 
     after = here.books()
     assert diff(before["host"], after["host"]) == []
-    assert there.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 iflag=direct 2>/dev/null").strip() == mark
+    assert there.read(disk) == mark
     again = uuid.uuid4().hex
-    there.in_guest(f"printf %-512s {again} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
-    assert there.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 iflag=direct 2>/dev/null").strip() == again
+    there.write(disk, again)
+    assert there.read(disk) == again
     for host in (here, there):
         audit = host.tether("audit", "-f", "json", **pair.settings)
         assert audit.code == DONE, audit.out

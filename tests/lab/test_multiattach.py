@@ -43,13 +43,13 @@ def test_the_device_stays_until_the_last_guest_has_let_it_go(
     both = held(lab)
     mark = uuid.uuid4().hex
     disk = lab.wait_for_disk(volume_id)
-    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
+    lab.write(disk, mark)
 
     first, last = (idle_guest, lab.guest) if order == "idle-first" else (lab.guest, idle_guest)
     let_go(lab, volume_id, first)
     assert held(lab) == both
     if last == lab.guest:
-        assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 iflag=direct 2>/dev/null").strip() == mark
+        assert lab.read(disk) == mark
     else:
         assert lab.run(f"dd if=/run/tether/volumes/{volume_id} bs=512 count=1 status=none").strip() == mark
     let_go(lab, volume_id, last)

@@ -8,12 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.lab.conftest import LabHost
+from tests.lab.test_chain import PLACE, SECTORS
 from tests.lab.world.inside.services import SHARE
 from tests.live.commands import DONE
 from tether.matrix.live_judge import diff
-
-SECTORS = 2 * 1024 * 1024  # of a volume of 1 GiB
-PLACE = 4096  # the sector that the guest writes
 
 
 @pytest.mark.proves("nfs", "attach", "detach", "shared")
@@ -29,7 +27,7 @@ def test_what_the_guest_writes_is_in_the_file_and_the_share_is_unmounted_after_t
         disk = lab.wait_for_disk(volume_id)
         assert disk.sectors == SECTORS
         mark = uuid.uuid4().hex
-        lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 seek={PLACE} conv=fsync 2>/dev/null")
+        lab.write(disk, mark, PLACE)
         path = SHARE / f"volume-{volume_id}"
         assert lab.run(f"dd if={path} bs=512 skip={PLACE} count=1 status=none").strip() == mark
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.conftest import LabHost, running, volumes
+from tests.lab.test_chain import PLACE, SECTORS
 from tests.live.commands import DONE, KILLED
 from tether.matrix.live_judge import diff
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3000, func_only=True)]
-SECTORS = 2 * 1024 * 1024  # of a volume of 1 GiB
-PLACE = 4096  # the sector that the guest writes
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,8 @@ def write_and_read(lab: LabHost, volume_id: str) -> None:
     disk = lab.wait_for_disk(volume_id)
     assert disk.sectors == SECTORS
     mark = uuid.uuid4().hex
-    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 seek={PLACE} conv=fsync 2>/dev/null")
-    path = f"/dev/cinder-volumes/volume-{volume_id}"
-    assert lab.run(f"dd if={path} bs=512 skip={PLACE} count=1 iflag=direct status=none").strip() == mark
+    lab.write(disk, mark, PLACE)
+    assert lab.on_volume(volume_id, PLACE) == mark
 
 
 @pytest.mark.proves("nvmeof", "attach", "detach", "multipath", "shared")

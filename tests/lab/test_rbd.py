@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.conftest import LabHost, running, volumes
+from tests.lab.test_chain import PLACE, SECTORS
 from tests.lab.test_reconnect import cut_and_boot
 from tests.lab.world.inside.ceph import POOL
 from tests.live.commands import DONE, KILLED
 from tether.matrix.live_judge import diff
 
 pytestmark = pytest.mark.full
-GIB = 2 * 1024 * 1024  # sectors
-PLACE = 4096  # the sector that the guest writes
 KINDS = [
     pytest.param("ceph", marks=pytest.mark.proves("rbd", "attach", "detach")),
     pytest.param("ceph-luks", marks=pytest.mark.proves("rbd", "attach", "detach", "encryption")),
@@ -28,16 +27,14 @@ KINDS = [
 
 def write(lab: LabHost, volume_id: str) -> str:
     """Write a mark in the guest, and return it."""
-    disk = lab.wait_for_disk(volume_id)
     mark = uuid.uuid4().hex
-    lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 seek={PLACE} conv=fsync 2>/dev/null")
+    lab.write(lab.wait_for_disk(volume_id), mark, PLACE)
     return mark
 
 
 def read(lab: LabHost, volume_id: str) -> str:
     """Return what the guest reads there."""
-    disk = lab.wait_for_disk(volume_id)
-    return lab.in_guest(f"dd if=/dev/{disk.name} bs=512 skip={PLACE} count=1 2>/dev/null").strip()
+    return lab.read(lab.wait_for_disk(volume_id), PLACE)
 
 
 def times_in_image(lab: LabHost, volume_id: str, text: str) -> int:
@@ -73,7 +70,7 @@ def test_what_the_guest_writes_is_in_the_image_and_a_detach_leaves_nothing(
     before = lab.books()
     done = lab.tether("attach", volume_id, lab.guest)
     assert done.code == DONE, done.err
-    assert lab.wait_for_disk(volume_id).sectors == GIB
+    assert lab.wait_for_disk(volume_id).sectors == SECTORS
     mark = write(lab, volume_id)
     assert bool(times_in_image(lab, volume_id, mark)) == (kind == "ceph")
 
@@ -121,8 +118,9 @@ def test_the_guest_sees_what_was_added(lab: LabHost, new_volume: Callable[..., s
     done = lab.tether("extend", volume_id, "2")
     assert done.code == DONE, done.err
     disk = lab.wait_for_disk(volume_id)
-    assert disk.sectors == 2 * GIB
-    lab.in_guest(f"printf end | dd of=/dev/{disk.name} bs=512 seek={2 * GIB - 1} conv=sync,fsync 2>/dev/null")
+    assert disk.sectors == 2 * SECTORS
+    lab.write(disk, "end", disk.sectors - 1)
+    assert lab.read(disk, disk.sectors - 1) == "end"
     done = lab.tether("detach", volume_id, lab.guest)
     assert done.code == DONE, done.err
     grown = f"/cinder/volumes/{volume_id}/size"

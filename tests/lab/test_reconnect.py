@@ -37,7 +37,7 @@ def test_after_a_power_cut_the_guest_starts_with_what_it_had(
         done = lab.tether("attach", each, lab.guest, **settings)
         assert done.code == DONE, done.err
         disk = lab.wait_for_disk(each)
-        lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
+        lab.write(disk, mark)
     done = lab.tether("--fault", "export-volume.act.after=kill", "attach", other, lab.guest, **settings)
     assert done.code == KILLED, done.err
 
@@ -62,7 +62,7 @@ def test_after_a_power_cut_the_guest_starts_with_what_it_had(
     lab.inside("boot")
     for each, mark in marks.items():
         disk = lab.wait_for_disk(each)
-        assert lab.in_guest(f"dd if=/dev/{disk.name} bs=512 count=1 2>/dev/null").strip() == mark
+        assert lab.read(disk) == mark
     assert lab.wait_for_disk(other)
     audit = lab.tether("audit", "-f", "json", **settings)
     assert audit.code == DONE, audit.out

@@ -31,9 +31,8 @@ def test_all_of_them_or_none(lab: LabHost, new_volume: Callable[..., str], point
         assert [disk.name for disk in disks] == sorted(disk.name for disk in disks)
         for volume_id, disk in zip(volumes, disks, strict=True):
             mark = uuid.uuid4().hex
-            lab.in_guest(f"printf %-512s {mark} | dd of=/dev/{disk.name} bs=512 conv=fsync 2>/dev/null")
-            path = f"/dev/cinder-volumes/volume-{volume_id}"
-            assert lab.run(f"dd if={path} bs=512 count=1 iflag=direct status=none").strip() == mark
+            lab.write(disk, mark)
+            assert lab.on_volume(volume_id) == mark
         assert lab.run("multipath -ll").count("active ready running") == 2 * len(volumes)
         for volume_id in volumes:
             done = lab.tether("detach", volume_id, lab.guest, host__volume_use_multipath=True)

@@ -43,9 +43,10 @@ class _Node:
         """Return an attribute's value."""
         return (self._directory / f"{group}_{name}").read_text().strip()
 
-    def set_attr(self, group: str, name: str, value: object) -> None:
-        """Set an attribute."""
-        (self._directory / f"{group}_{name}").write_text(str(value))
+    def set_attrs(self, group: str, values: Mapping[str, object]) -> None:
+        """Set attributes."""
+        for name, value in values.items():
+            (self._directory / f"{group}_{name}").write_text(str(value))
 
     def delete(self) -> None:
         """Remove it from the kernel."""
@@ -75,8 +76,7 @@ class Subsystem(_Node):
     def setup(cls, section: Mapping[str, Any], err_func: OnError) -> None:
         """Make one with its namespaces."""
         made = Subsystem(section["nqn"], "create")
-        for name, value in section["attr"].items():
-            made.set_attr("attr", name, value)
+        made.set_attrs("attr", section["attr"])
         for each in section["namespaces"]:
             Namespace.setup(made, each, err_func)
 
@@ -101,8 +101,7 @@ class Namespace(_Node):
     def setup(cls, subsystem: Subsystem, section: Mapping[str, Any], err_func: OnError) -> None:
         """Make one, and let it be seen."""
         made = Namespace(subsystem, section["nsid"], "create")
-        for name, value in section["device"].items():
-            made.set_attr("device", name, value)
+        made.set_attrs("device", section["device"])
         (made._directory / "enable").write_text(str(section["enable"]))
 
 
@@ -117,8 +116,7 @@ class Port(_Node):
     def setup(cls, section: Mapping[str, Any], err_func: OnError) -> None:
         """Make one, with its subsystems."""
         made = Port(section["portid"], "create")
-        for name, value in section["addr"].items():
-            made.set_attr("addr", name, value)
+        made.set_attrs("addr", section["addr"])
         for nqn in section["subsystems"]:
             made.add_subsystem(nqn)
 
